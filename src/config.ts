@@ -1,0 +1,398 @@
+// The only reader of environment and argv: the `duet` command line as one typed, frozen Command. Nothing here opens files or
+// starts work. Precedence: option, then environment, then default.
+
+import { fileURLToPath } from "node:url";
+import { Command as Cli, InvalidArgumentError, Option } from "commander";
+import type { EngineOptions } from "./engine/client.ts";
+import type { LogLevel } from "./base/log.ts";
+import type { RecipeName } from "./weights/header.ts";
+
+export const VERSION = "0.1.0";
+export const SHIPPED_CONTAINER = fileURLToPath(new URL("../models/fable/fable.duet", import.meta.url));
+export const SHIPPED_DRAFT = fileURLToPath(new URL("../models/fable-draft/fable-draft.duet", import.meta.url));
+export const SHIPPED_EVAL_TEXT = fileURLToPath(new URL("../models/fable/validation.txt", import.meta.url));
+
+export interface LogConfig {
+  readonly level: LogLevel;
+  readonly format: "text" | "json";
+}
+
+export interface ServeCommand {
+  readonly name: "serve";
+  readonly engine: EngineOptions;
+  readonly host: string;
+  readonly port: number;
+  readonly apiKeys: readonly string[];
+  readonly allowedHosts: readonly string[];
+  readonly corsOrigins: readonly string[];
+  readonly drainMs: number;
+  readonly log: LogConfig;
+}
+
+export interface RunCommand {
+  readonly name: "run";
+  readonly engine: EngineOptions;
+  /** null: an interactive chat. */
+  readonly prompt: string | null;
+  readonly isRaw: boolean;
+  readonly outputTokenMax: number;
+  readonly temperature: number | null;
+  readonly seed: number | null;
+}
+
+export interface PackCommand {
+  readonly name: "pack";
+  readonly folder: string;
+  readonly recipe: RecipeName;
+  readonly outPath: string;
+  readonly modelName: string | null;
+}
+
+export interface InspectCommand {
+  readonly name: "inspect";
+  readonly containerPath: string;
+  readonly isJson: boolean;
+  readonly isVerified: boolean;
+  readonly listsTensors: boolean;
+}
+
+export interface EvalCommand {
+  readonly name: "eval";
+  readonly engine: EngineOptions;
+  readonly textPath: string;
+  readonly windowTokens: number;
+  readonly windowMax: number | null;
+  readonly isJson: boolean;
+}
+
+export interface DoctorCommand {
+  readonly name: "doctor";
+  readonly containerPath: string;
+  readonly isJson: boolean;
+}
+
+export interface BenchCommand {
+  readonly name: "bench";
+  readonly engine: EngineOptions;
+  readonly isJson: boolean;
+  readonly repeatCount: number;
+}
+
+export type DuetCommand =
+  ServeCommand | RunCommand | PackCommand | InspectCommand | EvalCommand | DoctorCommand | BenchCommand;
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+function integerBetween(minimum: number, maximum: number) {
+  return (text: string): number => {
+    const value = Number(text);
+    if (!Number.isInteger(value) || value < minimum || value > maximum) {
+      throw new InvalidArgumentError(`expected an integer from ${minimum} to ${maximum}.`);
+    }
+    return value;
+  };
+}
+
+function numberBetween(minimum: number, maximum: number) {
+  return (text: string): number => {
+    const value = Number(text);
+    if (!(value >= minimum && value <= maximum)) {
+      throw new InvalidArgumentError(`expected a number from ${minimum} to ${maximum}.`);
+    }
+    return value;
+  };
+}
+
+const append = (text: string, before: readonly string[] | undefined) => [...(before ?? []), text];
+
+/** The options that say which model runs where; shared by serve, run, eval and bench. */
+function withEngineOptions(cli: Cli): Cli {
+  return cli
+    .addOption(new Option("--device <kind>", "what computes").choices(["cpu", "reference"]).default("cpu"))
+    .option("--threads <count>", "lanes of the cpu device (default: one per core)", integerBetween(1, 256))
+    .option("--pin", "pin each lane to a core", false)
+    .addOption(
+      new Option("--isa <name>", "instruction set (default: the best of this CPU)").choices([
+        "plain",
+        "avx2",
+        "avxvnni",
+        "avx512",
+        "neon",
+      ]),
+    )
+    .addOption(new Option("--kv <type>", "KV cache type").choices(["f16", "int8", "f32"]).default("f16"))
+    .option(
+      "--kv-blocks <count>",
+      "KV blocks of 32 tokens (default: from context and memory)",
+      integerBetween(1, 1 << 24),
+    )
+    .addOption(
+      new Option("--speculation <mode>", "how drafts are made")
+        .choices(["auto", "off", "draft", "ngram"])
+        .default("auto"),
+    )
+    .option("--draft <container>", "draft model (default: the shipped one for the shipped model)")
+    .option("--draft-tokens <count>", "draft tokens per cycle at most", integerBetween(1, 64), 4)
+    .option("--sequences <count>", "sequences that run at once", integerBetween(1, 256), 16)
+    .option("--queue <count>", "waiting requests before 429", integerBetween(0, 1 << 20), 256)
+    .option("--prefill-chunk <tokens>", "prompt tokens per step at most", integerBetween(1, 4096), 256)
+    .option("--step-ms <ms>", "time budget of a mixed step", numberBetween(1, 60_000), 50)
+    .option("--no-prefix-cache", "never reuse the KV of equal prompt beginnings")
+    .addOption(
+      new Option("--verify <when>", "check the container's checksums")
+        .choices(["eager", "background", "off"])
+        .default("background"),
+    );
+}
+
+interface RawEngineOptions {
+  device: "cpu" | "reference";
+  threads?: number;
+  pin: boolean;
+  isa?: string;
+  kv: "f16" | "int8" | "f32";
+  kvBlocks?: number;
+  speculation: EngineOptions["speculation"];
+  draft?: string;
+  draftTokens: number;
+  sequences: number;
+  queue: number;
+  prefillChunk: number;
+  stepMs: number;
+  prefixCache: boolean;
+  verify: EngineOptions["verify"];
+}
+
+function engineOptions(containerPath: string | undefined, raw: RawEngineOptions): EngineOptions {
+  const shippedDraft = containerPath === undefined ? SHIPPED_DRAFT : null;
+  return Object.freeze({
+    containerPath: containerPath ?? SHIPPED_CONTAINER,
+    draftContainerPath: raw.draft ?? shippedDraft,
+    deviceKind: raw.device,
+    threadCount: raw.threads ?? null,
+    isPinned: raw.pin,
+    isa: raw.isa ?? null,
+    kvType: raw.kv,
+    kvBlockCount: raw.kvBlocks ?? null,
+    sequenceMax: raw.sequences,
+    queueMax: raw.queue,
+    prefillChunkMax: raw.prefillChunk,
+    speculation: raw.speculation,
+    draftTokenMax: raw.draftTokens,
+    isPrefixCached: raw.prefixCache,
+    stepMsTarget: raw.stepMs,
+    verify: raw.verify,
+  });
+}
+
+/** HOST and PORT as a clear error instead of a listening surprise. */
+function portFrom(env: Environment): number {
+  const text = env.PORT;
+  if (text === undefined || text === "") return 8080;
+  try {
+    return integerBetween(0, 65535)(text);
+  } catch {
+    throw new InvalidArgumentError(`environment variable PORT: expected an integer from 0 to 65535, got '${text}'.`);
+  }
+}
+
+const splitList = (text: string | undefined) =>
+  (text ?? "")
+    .split(",")
+    .map((part) => part.trim())
+    .filter((part) => part !== "");
+
+function addServe(cli: Cli, env: Environment, done: (command: DuetCommand) => void): void {
+  withEngineOptions(
+    cli
+      .command("serve")
+      .description("answer OpenAI-compatible HTTP calls")
+      .argument("[container]", "the model (default: the shipped one)"),
+  )
+    .option("--host <address>", "address to listen on (environment: HOST; default: 127.0.0.1)")
+    .option(
+      "--port <number>",
+      "port to listen on, 0 for any (environment: PORT; default: 8080)",
+      integerBetween(0, 65535),
+    )
+    .option(
+      "--api-key <key>",
+      "require this bearer key, repeatable (environment: DUET_API_KEYS, comma-separated)",
+      append,
+    )
+    .option("--allow-host <name>", "accept this Host header, repeatable", append)
+    .option("--cors-origin <origin>", "answer this browser origin, repeatable", append)
+    .option(
+      "--drain-ms <ms>",
+      "how long running requests may finish after SIGTERM",
+      integerBetween(0, 3_600_000),
+      30_000,
+    )
+    .addOption(new Option("--log <level>", "log level").choices(["debug", "info", "warn", "error"]).default("info"))
+    .addOption(new Option("--log-format <format>", "log format").choices(["text", "json"]).default("text"))
+    .addHelpText(
+      "after",
+      `
+Examples:
+  $ duet serve                                   the shipped model on http://127.0.0.1:8080
+  $ duet serve --port 9000 --threads 2 --kv int8
+  $ duet serve model.duet --draft small.duet     another model with a draft model
+  $ HOST=0.0.0.0 DUET_API_KEYS=secret duet serve`,
+    )
+    .action((containerPath: string | undefined, raw) => {
+      done({
+        name: "serve",
+        engine: engineOptions(containerPath, raw),
+        host: raw.host ?? (env.HOST === undefined || env.HOST === "" ? "127.0.0.1" : env.HOST),
+        port: raw.port ?? portFrom(env),
+        apiKeys: raw.apiKey ?? splitList(env.DUET_API_KEYS),
+        allowedHosts: raw.allowHost ?? [],
+        corsOrigins: raw.corsOrigin ?? [],
+        drainMs: raw.drainMs,
+        log: { level: raw.log, format: raw.logFormat },
+      });
+    });
+}
+
+function addRun(cli: Cli, done: (command: DuetCommand) => void): void {
+  withEngineOptions(
+    cli
+      .command("run")
+      .description("chat in the terminal, or answer one prompt")
+      .argument("[prompt]", "one prompt; without it an interactive chat"),
+  )
+    .option("-m, --model <container>", "the model (default: the shipped one)")
+    .option("--raw", "continue the prompt as plain text, without the chat template", false)
+    .option("-n, --max-tokens <count>", "output tokens at most", integerBetween(1, 1 << 20), 256)
+    .option("-t, --temperature <value>", "0 is greedy (default: the model's)", numberBetween(0, 100))
+    .option("--seed <number>", "the same seed gives the same text", integerBetween(0, Number.MAX_SAFE_INTEGER))
+    .addHelpText(
+      "after",
+      `
+Examples:
+  $ duet run "Tell me a story about a fox and a wolf."
+  $ duet run --raw -t 0 "Once upon a time there was a king who had three daughters, and"
+  $ duet run                                      chat; an empty line or Ctrl-D ends it`,
+    )
+    .action((prompt: string | undefined, raw) => {
+      done({
+        name: "run",
+        engine: engineOptions(raw.model, raw),
+        prompt: prompt ?? null,
+        isRaw: raw.raw,
+        outputTokenMax: raw.maxTokens,
+        temperature: raw.temperature ?? null,
+        seed: raw.seed ?? null,
+      });
+    });
+}
+
+function addFileCommands(cli: Cli, done: (command: DuetCommand) => void): void {
+  cli
+    .command("pack")
+    .description("make a container from a Hugging Face folder")
+    .argument("<folder>", "config.json, tokenizer.json, *.safetensors")
+    .addOption(new Option("--recipe <name>", "quantisation").choices(["q4", "q8", "f16"]).default("q4"))
+    .requiredOption("-o, --out <file>", "the container to write")
+    .option("--name <name>", "what the model is called (default: the folder's name)")
+    .addHelpText("after", "\nExample:\n  $ duet pack ./pangu-pro-moe --recipe q4 -o pangu.duet")
+    .action((folder: string, raw) => {
+      done({ name: "pack", folder, recipe: raw.recipe, outPath: raw.out, modelName: raw.name ?? null });
+    });
+  cli
+    .command("inspect")
+    .description("show what a container holds")
+    .argument("[container]", "default: the shipped model", SHIPPED_CONTAINER)
+    .option("--json", "machine-readable", false)
+    .option("--verify", "check every checksum", false)
+    .option("--tensors", "list every tensor", false)
+    .addHelpText("after", "\nExample:\n  $ duet inspect models/fable/fable.duet --verify")
+    .action((containerPath: string, raw) => {
+      done({
+        name: "inspect",
+        containerPath,
+        isJson: raw.json,
+        isVerified: raw.verify,
+        listsTensors: raw.tensors,
+      });
+    });
+}
+
+function addMeasureCommands(cli: Cli, done: (command: DuetCommand) => void): void {
+  withEngineOptions(
+    cli
+      .command("eval")
+      .description("perplexity of a text file")
+      .argument("[text]", "default: the shipped model's held-out text", SHIPPED_EVAL_TEXT),
+  )
+    .option("-m, --model <container>", "the model (default: the shipped one)")
+    .option("--window <tokens>", "tokens per window (default: the context, at most 512)", integerBetween(2, 1 << 20))
+    .option("--windows <count>", "only the first windows", integerBetween(1, 1 << 30))
+    .option("--json", "machine-readable", false)
+    .addHelpText("after", "\nExample:\n  $ duet eval --windows 20 --json")
+    .action((textPath: string, raw) => {
+      done({
+        name: "eval",
+        engine: engineOptions(raw.model, raw),
+        textPath,
+        windowTokens: raw.window ?? 512,
+        windowMax: raw.windows ?? null,
+        isJson: raw.json,
+      });
+    });
+  withEngineOptions(
+    cli
+      .command("bench")
+      .description("prefill, decode and verify speed of a model on this machine")
+      .argument("[container]", "default: the shipped model"),
+  )
+    .option("--repeat <count>", "runs per line; the median counts", integerBetween(1, 1000), 5)
+    .option("--json", "machine-readable", false)
+    .addHelpText("after", "\nExample:\n  $ duet bench --threads 2")
+    .action((containerPath: string | undefined, raw) => {
+      done({ name: "bench", engine: engineOptions(containerPath, raw), isJson: raw.json, repeatCount: raw.repeat });
+    });
+  cli
+    .command("doctor")
+    .description("what this machine is, what runs where and why, what is missing")
+    .argument("[container]", "default: the shipped model", SHIPPED_CONTAINER)
+    .option("--json", "machine-readable", false)
+    .action((containerPath: string, raw) => {
+      done({ name: "doctor", containerPath, isJson: raw.json });
+    });
+}
+
+/** `duet` and `duet --port 9000` mean `duet serve …`; a first word that is no command is an error with a suggestion. */
+function withDefaultCommand(argv: readonly string[]): string[] {
+  const first = argv[0];
+  const isGlobal = first !== undefined && ["-h", "--help", "-V", "--version"].includes(first);
+  return first === undefined || (first.startsWith("-") && !isGlobal) ? ["serve", ...argv] : [...argv];
+}
+
+/** Parses a command line (without the interpreter and script). Prints help or a usage error and exits where commander does. */
+export function parseCommand(argv: readonly string[], env: Environment): DuetCommand {
+  let command: DuetCommand | null = null;
+  const done = (parsed: DuetCommand) => {
+    command = Object.freeze(parsed);
+  };
+  const cli = new Cli("duet")
+    .description("Duet: mixture-of-grouped-experts models on two dies, with an OpenAI-compatible endpoint.")
+    .version(VERSION)
+    .showHelpAfterError("(add --help for the options)")
+    .addHelpText(
+      "after",
+      `\nWithout a command, 'duet' serves the shipped model; 'duet help <command>' shows examples.\n`,
+    );
+  addServe(cli, env, done);
+  addRun(cli, done);
+  addFileCommands(cli, done);
+  addMeasureCommands(cli, done);
+  try {
+    cli.parse(withDefaultCommand(argv), { from: "user" });
+  } catch (error) {
+    if (error instanceof InvalidArgumentError) cli.error(`error: ${error.message}`);
+    throw error;
+  }
+  if (command === null) process.exit(0);
+  return command;
+}
