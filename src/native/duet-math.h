@@ -1,7 +1,7 @@
-/* Scalar arithmetic that every kernel unit shares: fused multiply-add, fp16, exp, log, log1p, sin and cos.
+/* Scalar arithmetic that every kernel unit shares: fp16, exp, log, log1p, sin and cos.
  *
  * The authority for docs/arithmetic.md, section 8. Only IEEE add, subtract, multiply, divide and fma are used, so that
- * gcc and clang, with or without FMA hardware, give the same bits and no libm is linked. Vector forms elsewhere do the
+ * gcc and clang, with or without FMA hardware (duet-fma.h), give the same bits and no libm is linked. Vector forms elsewhere do the
  * same operations in the same order with the constants below. Needs -ffp-contract=off and round to nearest even.
  */
 #ifndef DUET_MATH_H
@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 #include <string.h>
+
+#include "duet-fma.h"
 
 static inline uint32_t duet_f32_bits(float x) {
   uint32_t bits;
@@ -32,24 +34,6 @@ static inline double duet_f64_from_bits(uint64_t bits) {
   double x;
   memcpy(&x, &bits, sizeof x);
   return x;
-}
-
-/* a * b + c with one rounding. Without FMA hardware: the product is exact in float64, the sum is rounded to odd there
- * (its error term decides), and 53 bits are enough for the last rounding to be the only one that counts. */
-static inline float duet_fmaf(float a, float b, float c) {
-#if defined(__FMA__) || defined(__aarch64__)
-  return __builtin_fmaf(a, b, c);
-#else
-  const double product = (double)a * b;
-  const double addend = c;
-  const double sum = product + addend;
-  const double part = sum - product;
-  const double error = (product - (sum - part)) + (addend - part);
-  uint64_t bits = duet_f64_bits(sum);
-  const int is_inexact = error > 0.0 || error < 0.0; /* false for NaN, which infinities give */
-  if (is_inexact && (bits & 1) == 0) bits += (error > 0.0) == (sum > 0.0) ? 1u : (uint64_t)-1;
-  return (float)duet_f64_from_bits(bits);
-#endif
 }
 
 /* Adding and subtracting 1.5 * 2^23 rounds to an integer, ties to even, for |x| < 2^22. */
