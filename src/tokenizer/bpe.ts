@@ -59,7 +59,7 @@ export class Bpe {
   /** Appends the token ids of one pre-token to `out`. */
   encode(word: string, out: number[]): void {
     const ids = this.#cache.get(word) ?? this.#encodeUncached(word);
-    for (let i = 0; i < ids.length; i++) out.push(ids[i]!);
+    for (const id of ids) out.push(id);
   }
 
   #encodeUncached(word: string): readonly number[] {
@@ -122,24 +122,25 @@ export class Bpe {
       const key = popSmallest(heap);
       const rank = Math.floor(key / RANK_UNIT);
       const left = key - rank * RANK_UNIT;
-      const right = next[left]!;
+      const right = next[left] as number;
       // An entry is stale when its left symbol is gone or the pair there is another one by now.
-      if (ids[left]! < 0 || right >= count || this.#rankAt(ids, left, right) !== rank) continue;
-      ids[left] = this.#mergedIdOfRank[rank]!;
+      if ((ids[left] as number) < 0 || right >= count || this.#rankAt(ids, left, right) !== rank) continue;
+      ids[left] = this.#mergedIdOfRank[rank] as number;
       ids[right] = -1;
-      const after = next[right]!;
+      const after = next[right] as number;
       next[left] = after;
       if (after < count) {
         previous[after] = left;
         this.#offer(heap, ids, left, after);
       }
-      if (previous[left]! >= 0) this.#offer(heap, ids, previous[left]!, left);
+      const beforeLeft = previous[left] as number;
+      if (beforeLeft >= 0) this.#offer(heap, ids, beforeLeft, left);
     }
     return ids.filter((id) => id >= 0);
   }
 
   #rankAt(ids: readonly number[], left: number, right: number): number | undefined {
-    return this.#rankOfPair.get(ids[left]! * this.#span + ids[right]!);
+    return this.#rankOfPair.get((ids[left] as number) * this.#span + (ids[right] as number));
   }
 
   #offer(heap: number[], ids: readonly number[], left: number, right: number): void {
@@ -158,23 +159,26 @@ function pushKey(heap: number[], key: number): void {
   heap.push(key);
   while (at > 0) {
     const parent = (at - 1) >> 1;
-    if (heap[parent]! <= key) break;
-    heap[at] = heap[parent]!;
+    const parentKey = heap[parent] as number;
+    if (parentKey <= key) break;
+    heap[at] = parentKey;
     at = parent;
   }
   heap[at] = key;
 }
 
+/** Removes the smallest key; the heap must not be empty. */
 function popSmallest(heap: number[]): number {
-  const smallest = heap[0]!;
-  const key = heap.pop()!;
+  const smallest = heap[0] as number;
+  const key = heap.pop() as number;
   const count = heap.length;
   if (count === 0) return smallest;
   let at = 0;
   for (let child = 1; child < count; child = 2 * at + 1) {
-    if (child + 1 < count && heap[child + 1]! < heap[child]!) child++;
-    if (heap[child]! >= key) break;
-    heap[at] = heap[child]!;
+    if (child + 1 < count && (heap[child + 1] as number) < (heap[child] as number)) child++;
+    const childKey = heap[child] as number;
+    if (childKey >= key) break;
+    heap[at] = childKey;
     at = child;
   }
   heap[at] = key;

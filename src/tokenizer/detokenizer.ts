@@ -53,11 +53,11 @@ export class Detokenizer {
 /** How many bytes at the end begin a UTF-8 sequence that more bytes can still make valid: 0 to 3. */
 function incompleteTailLength(bytes: Uint8Array): number {
   for (let length = 1; length <= Math.min(HELD_BYTES_MAX, bytes.length); length++) {
-    const lead = bytes[bytes.length - length]!;
+    const lead = bytes[bytes.length - length] as number;
     if (lead >= 0x80 && lead < 0xc0) continue;
     if (length >= sequenceLength(lead)) return 0;
     if (length === 1) return 1;
-    return isSecondByte(lead, bytes[bytes.length - length + 1]!) ? length : 0;
+    return isSecondByte(lead, bytes[bytes.length - length + 1] as number) ? length : 0;
   }
   return 0;
 }

@@ -4,15 +4,34 @@
 
 import { RequestError } from "../base/errors.ts";
 
-/** The automaton of a request's stop strings; shared by all its choices. State 0 means that nothing is held back. */
+/** A state of the automaton: the longest end of the text so far that begins a stop string, and so is held back. */
+interface StopState {
+  readonly next: Map<number, StopState>;
+  /** The state of the next shorter end that begins a stop string; undefined for the empty one. */
+  fail: StopState | undefined;
+  /** A stop string, and how many of its code units are held back. */
+  readonly source: string;
+  readonly heldLength: number;
+  /** Length of the longest stop string that ends here, or 0. */
+  matchLength: number;
+}
+
+function createState(source: string, heldLength: number): StopState {
+  return { next: new Map(), fail: undefined, source, heldLength, matchLength: 0 };
+}
+
+function advance(from: StopState, unit: number): StopState {
+  for (let state = from; ; state = state.fail) {
+    const to = state.next.get(unit);
+    if (to !== undefined) return to;
+    if (state.fail === undefined) return state;
+  }
+}
+
+/** The automaton of a request's stop strings; shared by all its choices. */
 export class StopAutomaton {
-  readonly #next: Map<number, number>[] = [new Map()];
-  readonly #fail: number[] = [0];
-  /** Per state: how many code units are held, and a stop string that begins with them. */
-  readonly #depth: number[] = [0];
-  readonly #source: string[] = [""];
-  /** Per state: length of the longest stop string that ends here, or 0. */
-  readonly #matchLength: number[] = [0];
+  /** Nothing is held back. */
+  readonly start: StopState = createState("", 0);
 
   /** Throws RequestError 400 on an empty or ill-formed string; `param` names the field. */
   constructor(stops: readonly string[], param = "stop") {
@@ -26,56 +45,24 @@ export class StopAutomaton {
     this.#link();
   }
 
-  /** The state after one more code unit. */
-  advance(state: number, unit: number): number {
-    for (let s = state; ; s = this.#fail[s]!) {
-      const to = this.#next[s]!.get(unit);
-      if (to !== undefined) return to;
-      if (s === 0) return 0;
-    }
-  }
-
-  /** Length of the longest stop string that ends in this state; 0 when none does. */
-  matchLength(state: number): number {
-    return this.#matchLength[state]!;
-  }
-
-  /** The text held back in this state: the longest end of the text that begins a stop string. */
-  held(state: number): string {
-    return this.#source[state]!.slice(0, this.#depth[state]);
-  }
-
-  heldLength(state: number): number {
-    return this.#depth[state]!;
-  }
-
   #insert(stop: string): void {
-    let state = 0;
+    let state = this.start;
     for (let i = 0; i < stop.length; i++) {
       const unit = stop.charCodeAt(i);
-      let to = this.#next[state]!.get(unit);
-      if (to === undefined) {
-        to = this.#next.length;
-        this.#next[state]!.set(unit, to);
-        this.#next.push(new Map());
-        this.#fail.push(0);
-        this.#depth.push(i + 1);
-        this.#source.push(stop);
-        this.#matchLength.push(0);
-      }
+      let to = state.next.get(unit);
+      if (to === undefined) state.next.set(unit, (to = createState(stop, i + 1)));
       state = to;
     }
-    this.#matchLength[state] = stop.length;
+    state.matchLength = stop.length;
   }
 
   /** Fail links, breadth first, so that a link's target is complete before it is used. */
   #link(): void {
-    const queue = [...this.#next[0]!.values()];
-    for (let at = 0; at < queue.length; at++) {
-      const state = queue[at]!;
-      if (this.#matchLength[state] === 0) this.#matchLength[state] = this.#matchLength[this.#fail[state]!]!;
-      for (const [unit, child] of this.#next[state]!) {
-        this.#fail[child] = this.advance(this.#fail[state]!, unit);
+    const queue = [this.start];
+    for (const state of queue) {
+      for (const [unit, child] of state.next) {
+        child.fail = state.fail === undefined ? this.start : advance(state.fail, unit);
+        if (child.matchLength === 0) child.matchLength = child.fail.matchLength;
         queue.push(child);
       }
     }
@@ -93,12 +80,13 @@ export interface StopResult {
  * place, the one that starts earliest. The text passed through ends just before it.
  */
 export class StopMatcher {
-  readonly #automaton: StopAutomaton;
+  readonly #start: StopState;
   readonly #result: StopResult = { text: "", stopped: false };
-  #state = 0;
+  #state: StopState;
 
   constructor(automaton: StopAutomaton) {
-    this.#automaton = automaton;
+    this.#start = automaton.start;
+    this.#state = automaton.start;
   }
 
   get stopped(): boolean {
@@ -110,21 +98,18 @@ export class StopMatcher {
     const result = this.#result;
     result.text = "";
     if (result.stopped) return result;
-    const automaton = this.#automaton;
     const before = this.#state;
     let state = before;
-    let matched = 0;
     let end = 0;
-    while (end < text.length && matched === 0) {
-      state = automaton.advance(state, text.charCodeAt(end++));
-      matched = automaton.matchLength(state);
+    while (end < text.length && !result.stopped) {
+      state = advance(state, text.charCodeAt(end++));
+      result.stopped = state.matchLength > 0;
     }
-    result.stopped = matched > 0;
-    this.#state = result.stopped ? 0 : state;
-    const heldBefore = automaton.heldLength(before);
-    const passed = heldBefore + end - (result.stopped ? matched : automaton.heldLength(state));
-    if (heldBefore === 0) result.text = passed === text.length ? text : text.slice(0, passed);
-    else result.text = automaton.held(before).slice(0, passed) + text.slice(0, Math.max(0, passed - heldBefore));
+    this.#state = result.stopped ? this.#start : state;
+    const passed = before.heldLength + end - (result.stopped ? state.matchLength : state.heldLength);
+    const fresh = passed - before.heldLength;
+    if (before.heldLength === 0) result.text = fresh === text.length ? text : text.slice(0, fresh);
+    else result.text = heldText(before).slice(0, passed) + text.slice(0, Math.max(0, fresh));
     return result;
   }
 
@@ -132,20 +117,23 @@ export class StopMatcher {
   firstStopping(texts: readonly string[]): number {
     if (this.#result.stopped) return -1;
     let state = this.#state;
-    for (let index = 0; index < texts.length; index++) {
-      const text = texts[index]!;
+    return texts.findIndex((text) => {
       for (let i = 0; i < text.length; i++) {
-        state = this.#automaton.advance(state, text.charCodeAt(i));
-        if (this.#automaton.matchLength(state) > 0) return index;
+        state = advance(state, text.charCodeAt(i));
+        if (state.matchLength > 0) return true;
       }
-    }
-    return -1;
+      return false;
+    });
   }
 
   /** At the end of the output: what was still held back. */
   flush(): string {
-    const held = this.#automaton.held(this.#state);
-    this.#state = 0;
+    const held = heldText(this.#state);
+    this.#state = this.#start;
     return held;
   }
+}
+
+function heldText(state: StopState): string {
+  return state.source.slice(0, state.heldLength);
 }

@@ -28,7 +28,7 @@ export function pieceBytes(piece: string, spelling: PieceSpelling): Uint8Array {
   if (spelling.kind === "byteLevel") {
     const bytes = new Uint8Array(piece.length);
     for (let i = 0; i < piece.length; i++) {
-      const byte = BYTE_OF_CHARACTER.get(piece[i]!);
+      const byte = BYTE_OF_CHARACTER.get(piece.charAt(i));
       // As the reference implementation does: a piece with a foreign character is plain text as a whole.
       if (byte === undefined) return encoder.encode(piece);
       bytes[i] = byte;

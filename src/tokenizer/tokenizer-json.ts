@@ -173,9 +173,9 @@ function readSpelling(json: Json, decoders: Json[], byteFallback: boolean): Piec
 
 /** Without an unknown token, a byte that no piece spells would vanish from prompts silently. */
 function requireAllBytes(vocabulary: ReadonlyMap<string, number>, spelling: PieceSpelling): void {
-  for (let byte = 0; byte < 256; byte++) {
+  for (const [byte, character] of BYTE_CHARACTERS.entries()) {
     const isInUtf8 = byte !== 0xc0 && byte !== 0xc1 && byte < 0xf5;
-    const piece = spelling.kind === "byteLevel" ? BYTE_CHARACTERS[byte]! : bytePiece(byte);
+    const piece = spelling.kind === "byteLevel" ? character : bytePiece(byte);
     if (isInUtf8 && !vocabulary.has(piece))
       fail("container_unsupported", "model.vocab", `a token for byte ${byte}`, piece);
   }

@@ -1,7 +1,7 @@
 // Splitting text at added tokens against a regular expression, and the test for beginnings.
 
 import { expect, test } from "bun:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { AddedTokenMatcher } from "../../src/tokenizer/added-tokens.ts";
 
 const token = (content: string, id: number) => ({ id, content, special: true, stripsLeft: false, stripsRight: false });

@@ -1,7 +1,8 @@
 // The heap-based merging against a naive one that rescans the word before every merge.
 
 import { expect, test } from "bun:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
+import { defined } from "../../src/base/assert.ts";
 import { Bpe } from "../../src/tokenizer/bpe.ts";
 import type { BpeOptions } from "../../src/tokenizer/bpe.ts";
 import { DuetError } from "../../src/base/errors.ts";
@@ -31,7 +32,7 @@ function options(merges: readonly (readonly [string, string])[], rest: Partial<B
 const mergeLists = fc.array(fc.tuple(fc.nat(), fc.nat()), { maxLength: 12 }).map((choices) => {
   const pieces = ["a", "b", "c"];
   return choices.map(([i, j]): readonly [string, string] => {
-    const merge = [pieces[i % pieces.length]!, pieces[j % pieces.length]!] as const;
+    const merge = [defined(pieces[i % pieces.length]), defined(pieces[j % pieces.length])] as const;
     pieces.push(merge[0] + merge[1]);
     return merge;
   });
@@ -43,7 +44,7 @@ test("merges as the naive algorithm does", () => {
       const { vocabulary, ...rest } = options(merges);
       const ids: number[] = [];
       new Bpe({ vocabulary, ...rest }).encode(word, ids);
-      expect(ids).toEqual(naiveMerge(word, merges).map((piece) => vocabulary.get(piece)!));
+      expect(ids).toEqual(naiveMerge(word, merges).map((piece) => defined(vocabulary.get(piece))));
     }),
     { numRuns: 1000 },
   );
@@ -57,7 +58,7 @@ test("the same word from the cache gives the same ids, also after the cache was 
     return ids;
   };
   const first = encode("abc");
-  for (let i = 0; i < 20_000; i++) encode(i.toString(3).replace(/\d/g, (digit) => "abc"[Number(digit)]!));
+  for (let i = 0; i < 20_000; i++) encode(i.toString(3).replace(/\d/g, (digit) => "abc".charAt(Number(digit))));
   expect(encode("abc")).toEqual(first);
   expect(encode("abc")).toEqual([3, 2]);
 });

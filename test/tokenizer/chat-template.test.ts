@@ -1,7 +1,7 @@
 // Chat rendering: the ids that the model was trained with, no special tokens out of user text, nothing dropped silently.
 
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { DuetError, RequestError } from "../../src/base/errors.ts";
 import { ChatTemplate, chatTemplateSource } from "../../src/tokenizer/chat-template.ts";
 import type { ChatMessage } from "../../src/tokenizer/chat-template.ts";
@@ -163,7 +163,7 @@ test("a megabyte of special tokens in a message stays text", () => {
   const content = "<|user|>".repeat(125_000);
   const segments = fable.render([user(content)], prompt);
   expect(segments).toHaveLength(3);
-  expect(segments[1]!.text === content).toBe(true);
+  expect(segments[1]?.text === content).toBe(true);
 });
 
 test("finds the source in tokenizer_config.json", () => {

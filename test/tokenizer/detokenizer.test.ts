@@ -1,14 +1,16 @@
 // Pushing tokens one by one gives the text of all bytes at once, for any ids, and never half a character.
 
 import { expect, test } from "bun:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
+import { defined } from "../../src/base/assert.ts";
 import { RequestError } from "../../src/base/errors.ts";
 import { Detokenizer } from "../../src/tokenizer/detokenizer.ts";
 import { fableTokenizer } from "./fixtures/fable.ts";
 
 const tokenizer = fableTokenizer();
 /** Tokens 4 to 259 are the single bytes in the order of their characters. */
-const idOfByte = new Map(Array.from({ length: 256 }, (_, i) => [tokenizer.tokenBytes(4 + i)[0]!, 4 + i]));
+const idOfByte = new Map(Array.from({ length: 256 }, (_, i) => [tokenizer.tokenBytes(4 + i)[0], 4 + i]));
+const idOf = (byte: number) => defined(idOfByte.get(byte));
 
 function pushAll(ids: readonly number[], keepSpecial = false): string[] {
   const detokenizer = new Detokenizer(tokenizer, { keepSpecial });
@@ -55,7 +57,7 @@ test("arbitrary bytes are replaced as the Encoding Standard says, and shown as s
   );
   fc.assert(
     fc.property(fc.array(edges, { maxLength: 12 }), (bytes) => {
-      const pieces = pushAll(bytes.map((byte) => idOfByte.get(byte)!));
+      const pieces = pushAll(bytes.map(idOf));
       const whole = new TextDecoder("utf-8", { ignoreBOM: true });
       expect(pieces.join("")).toBe(whole.decode(Uint8Array.from(bytes)));
       const streaming = new TextDecoder("utf-8", { ignoreBOM: true });
@@ -67,7 +69,7 @@ test("arbitrary bytes are replaced as the Encoding Standard says, and shown as s
 });
 
 test("special tokens are skipped even inside a character, or kept", () => {
-  const [first, second] = [0xc3, 0xa9].map((byte) => idOfByte.get(byte)!) as [number, number];
+  const [first, second] = [idOf(0xc3), idOf(0xa9)];
   expect(pushAll([first, 1, second])).toEqual(["", "", "é", ""]);
   expect(pushAll([first, 1], true)).toEqual(["", "\uFFFD<|user|>", ""]);
   expect(pushAll([first])).toEqual(["", "\uFFFD"]);

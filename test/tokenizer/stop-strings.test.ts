@@ -1,7 +1,7 @@
 // The automaton against a naive search, under every way to cut the text into pushes.
 
 import { expect, test } from "bun:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { RequestError } from "../../src/base/errors.ts";
 import { StopAutomaton, StopMatcher } from "../../src/tokenizer/stop-strings.ts";
 

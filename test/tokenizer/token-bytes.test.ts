@@ -1,7 +1,7 @@
 // How pieces spell bytes.
 
 import { expect, test } from "bun:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { BYTE_CHARACTERS, pieceBytes, TokenBytes } from "../../src/tokenizer/token-bytes.ts";
 
 test("the byte characters are 256 different ones, with GPT-2's well-known spellings", () => {

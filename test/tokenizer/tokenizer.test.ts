@@ -2,7 +2,8 @@
 
 import { describe, expect, test } from "bun:test";
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
-import fc from "fast-check";
+import * as fc from "fast-check";
+import { defined } from "../../src/base/assert.ts";
 import { DuetError, RequestError } from "../../src/base/errors.ts";
 import { createTokenizer } from "../../src/tokenizer/tokenizer.ts";
 import { byteFallbackJson, fableTokenizer, goldenPrompts, tokenizerConfig, tokenizerJson } from "./fixtures/fable.ts";
@@ -53,8 +54,8 @@ test("every token's bytes are those that the library decodes", () => {
     const bytes = tokenizer.tokenBytes(id);
     expect(bytes.length).toBeGreaterThan(0);
     expect(decoder.decode(bytes)).toBe(library.decode([id], { clean_up_tokenization_spaces: false }));
-    expect(tokenizer.pieceOf(id)).toBe(library.id_to_token(id)!);
-    if (bytes.length === 1) byByte.set(bytes[0]!, id);
+    expect(tokenizer.pieceOf(id)).toBe(defined(library.id_to_token(id)));
+    if (bytes.length === 1) byByte.set(defined(bytes[0]), id);
   }
   expect(byByte.size).toBe(256);
 });
@@ -165,8 +166,7 @@ describe("a megabyte of", () => {
     "beginnings of special tokens": fill("<|"),
     "special tokens": fill("<|user|>"),
   };
-  test.each(Object.keys(texts))("%s comes back", (name) => {
-    const text = texts[name]!;
+  test.each(Object.entries(texts))("%s comes back", (_, text) => {
     const ids = tokenizer.encode(text, plain);
     expect(tokenizer.decode(ids, { skipSpecial: true }) === text).toBe(true);
   });
@@ -219,7 +219,7 @@ describe("byte fallback", () => {
 
   test("tokens have their bytes", () => {
     expect(fallback.tokenBytes(3 + 0xc3)).toEqual(Uint8Array.of(0xc3));
-    expect(fallback.tokenBytes(fallback.encode("the", plain)[0]!)).toEqual(new TextEncoder().encode(" the"));
+    expect(fallback.tokenBytes(defined(fallback.encode("the", plain)[0]))).toEqual(new TextEncoder().encode(" the"));
     expect(fallback.endOfTextIds).toEqual([2]);
   });
 
