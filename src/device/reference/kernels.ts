@@ -2,6 +2,8 @@
 // float32 exactly where that page rounds something that later decides (quantised activations, stored K and V). No state, no
 // ops, no batches; every function takes primitives and arrays.
 
+/* oxlint-disable typescript/no-non-null-assertion -- indices are bounded by the shape and the checked batch */
+
 /** out[r] = w[r]·x + bias[r], for w row-major [rows][columns], summed in float64. */
 export function matrixTimesRow(
   w: Float32Array,
@@ -182,7 +184,7 @@ export function chooseExperts(
     for (let id = first; id < first + perGroup; id++) {
       let better = 0;
       for (let other = first; other < first + perGroup; other++) {
-        if (logits[other]! > logits[id]! || (logits[other]! === logits[id]! && other < id)) better++;
+        if (logits[other]! > logits[id]! || (other < id && logits[other] === logits[id])) better++;
       }
       if (better < active) out[chosen++] = id;
     }

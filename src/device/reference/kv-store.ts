@@ -1,6 +1,8 @@
 // The reference's KV cache: keys and values of every layer and die as float32, but only with values that the KV type can hold
 // (docs/arithmetic.md, rule 5), so that what is read back is what a device with that type would read.
 
+/* oxlint-disable typescript/no-non-null-assertion -- indices are bounded by the shape and the checked batch */
+
 import type { KvType } from "../device.ts";
 import { KV_BLOCK_TOKENS } from "../batch.ts";
 import type { PerDie, ProgramShape } from "../../model/program.ts";

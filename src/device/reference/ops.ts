@@ -1,6 +1,8 @@
 // What each op of a Program does, on one RunState: activation slots, KV, the step's routing and logits. The arithmetic is in
 // kernels.ts; which op comes when is the Program's. Ops of both dies run one after the other, die 0 first.
 
+/* oxlint-disable typescript/no-non-null-assertion -- indices are bounded by the shape and the checked batch */
+
 import { DuetError } from "../../base/errors.ts";
 import { assert, defined } from "../../base/assert.ts";
 import { type Op, type Program, slotColumns, type TensorIndex } from "../../model/program.ts";

@@ -2,6 +2,8 @@
 // compared with it, and it stands in where no kernel library can be built. It owns a model's run state and the step's
 // bookkeeping; the ops are in ops.ts.
 
+/* oxlint-disable typescript/no-non-null-assertion -- indices are bounded by the shape and the checked batch */
+
 import { assert } from "../../base/assert.ts";
 import { OP_CODES, type Program, slotColumns, type SlotIndex } from "../../model/program.ts";
 import type { Container } from "../../weights/header.ts";

@@ -2,6 +2,8 @@
 // tests. Float32 steps are rounded where the page has them; exp, log and log1p are JavaScript's, so that a log-probability may
 // differ in its last digit. A sample is a function of (logits, history, seed, position, choice).
 
+/* oxlint-disable typescript/no-non-null-assertion -- indices are bounded by the shape and the checked batch */
+
 import { philox4x32 } from "../../base/prng.ts";
 import { type SampleRequest, type SampleResult, type SamplingParams, TOP_LOGPROBS_MAX } from "../sampling.ts";
 
