@@ -50,3 +50,21 @@ export function dieRange(
   const end = die === 0 ? boundary : total;
   return { first, end, count: end - first };
 }
+
+/** Why a container's split does not fit its shape; null when it does. */
+export function splitProblem(shape: ModelShape, split: DieSplit): string | null {
+  const perGroup = shape.expertGroupCount > 1 ? shape.routedExpertCount / shape.expertGroupCount : 1;
+  const rules: [keyof DieSplit, number, number][] = [
+    ["kvHeadBoundary", shape.kvHeadCount, 1],
+    ["expertBoundary", shape.routedExpertCount, perGroup],
+    ["ffnBoundary", shape.ffnDim, 32],
+    ["mtpFfnBoundary", shape.mtpFfnDim, 32],
+    ["vocabularyBoundary", shape.vocabularySize, 16],
+  ];
+  for (const [field, total, multiple] of rules) {
+    const boundary = split[field];
+    if (boundary > total) return `${field} ${boundary} is beyond ${total}`;
+    if (boundary % multiple !== 0 && boundary !== total) return `${field} ${boundary} is not a multiple of ${multiple}`;
+  }
+  return null;
+}
