@@ -18,7 +18,7 @@ export interface Batch {
   /** Ascending row indices whose logits are wanted. */
   readonly logitRows: Int32Array;
   /** One shared word: another thread makes it non-zero to end the step within a layer. */
-  readonly abortWord: Int32Array | null;
+  abortWord: Int32Array | null;
 }
 
 export interface BatchLimits {
@@ -52,13 +52,13 @@ export function clearBatch(batch: Batch): void {
   batch.logitRowCount = 0;
 }
 
-/** Opens the next sequence with its block table; returns its index. Rows added next belong to it. */
-export function addSequence(batch: Batch, blockTable: ArrayLike<number>): number {
+/** Opens the next sequence with the first `blockCount` of its blocks; returns its index. Rows added next belong to it. */
+export function addSequence(batch: Batch, blockTable: ArrayLike<number>, blockCount = blockTable.length): number {
   const index = batch.sequenceCount;
   const start = index * batch.blockTableStride;
   assert(start + batch.blockTableStride <= batch.blockTables.length, "batch has room for another sequence");
-  assert(blockTable.length <= batch.blockTableStride, "block table fits the batch's stride");
-  for (let i = 0; i < blockTable.length; i++) batch.blockTables[start + i] = blockTable[i] ?? 0;
+  assert(blockCount <= batch.blockTableStride, "block table fits the batch's stride");
+  for (let i = 0; i < blockCount; i++) batch.blockTables[start + i] = blockTable[i] ?? 0;
   batch.sequenceCount++;
   return index;
 }

@@ -3,6 +3,7 @@
 
 import type { DeviceDescription, KvType } from "../device/device.ts";
 import type { SamplingParams } from "../device/sampling.ts";
+import type { EngineOptions } from "./client.ts";
 
 export type SpeculationMode = "auto" | "off" | "draft" | "ngram";
 export type FinishReason = "stop" | "length" | "cancelled" | "error";
@@ -28,6 +29,8 @@ export interface EngineRequest {
   readonly priority: number;
   /** Decoded text keeps special tokens. */
   readonly keepSpecialTokens: boolean;
+  /** Cached prefixes are shared only between requests of equal salt; absent: "". */
+  readonly cacheSalt?: string;
 }
 
 export interface TopLogprob {
@@ -53,7 +56,10 @@ export interface ChoiceUsage {
   readonly queueMs: number;
 }
 
-/** What one choice emitted in one step. `text` is complete code points with stop strings held back and cut. */
+/**
+ * What one choice emitted in one step. `text` is complete code points with stop strings held back and cut. The stop token and the
+ * tokens of a stop string are among tokenIds (and logprobs), and counted; their text is not in `text`.
+ */
 export interface ChoiceOutput {
   readonly requestId: string;
   readonly choiceIndex: number;
@@ -65,7 +71,7 @@ export interface ChoiceOutput {
   readonly usage: ChoiceUsage | null;
   /** The stop string that ended it, if one did. */
   readonly stopString: string | null;
-  /** With finishReason "error": what failed. */
+  /** With finishReason "error": what failed. With "cancelled": "deadline exceeded" when that was the cause, else null. */
   readonly errorMessage: string | null;
 }
 
@@ -127,8 +133,9 @@ export interface StepReport {
   readonly draftMs: number;
 }
 
-/** HTTP thread → engine worker. Cancellation also sets the shared abort word. */
+/** HTTP thread → engine worker; "open" comes first. Cancellation also goes through the shared words (cancel-words.ts). */
 export type ToEngine =
+  | { readonly type: "open"; readonly options: EngineOptions; readonly words: SharedArrayBuffer }
   | { readonly type: "submit"; readonly request: EngineRequest }
   | { readonly type: "cancel"; readonly requestId: string }
   | { readonly type: "status"; readonly replyId: number }
@@ -138,7 +145,9 @@ export type ToEngine =
 /** Engine worker → HTTP thread. */
 export type FromEngine =
   | { readonly type: "ready"; readonly status: EngineStatus }
-  | { readonly type: "step"; readonly outputs: readonly ChoiceOutput[]; readonly report: StepReport }
+  /** report: null when the outputs didn't come from a step (a cancellation while idle). */
+  | { readonly type: "step"; readonly outputs: readonly ChoiceOutput[]; readonly report: StepReport | null }
+  | { readonly type: "queued"; readonly requestId: string }
   | {
       readonly type: "rejected";
       readonly requestId: string;
@@ -150,4 +159,5 @@ export type FromEngine =
     }
   | { readonly type: "status"; readonly replyId: number; readonly status: EngineStatus }
   | { readonly type: "drained" }
+  | { readonly type: "closed" }
   | { readonly type: "failed"; readonly code: string; readonly message: string };

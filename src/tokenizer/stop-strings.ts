@@ -83,6 +83,7 @@ export class StopMatcher {
   readonly #start: StopState;
   readonly #result: StopResult = { text: "", stopped: false };
   #state: StopState;
+  #stopString: string | null = null;
 
   constructor(automaton: StopAutomaton) {
     this.#start = automaton.start;
@@ -91,6 +92,11 @@ export class StopMatcher {
 
   get stopped(): boolean {
     return this.#result.stopped;
+  }
+
+  /** The stop string that ended the text, or null. */
+  get stopString(): string | null {
+    return this.#stopString;
   }
 
   /** Takes a token's text. After a stop, further pushes pass nothing through. */
@@ -105,6 +111,7 @@ export class StopMatcher {
       state = advance(state, text.charCodeAt(end++));
       result.stopped = state.matchLength > 0;
     }
+    if (result.stopped) this.#stopString = heldText(state).slice(-state.matchLength);
     this.#state = result.stopped ? this.#start : state;
     const passed = before.heldLength + end - (result.stopped ? state.matchLength : state.heldLength);
     const fresh = passed - before.heldLength;

@@ -1,0 +1,215 @@
+// Drafting with a second, smaller model. Its KV lies in the same kvBlocks as the target's (same block ids, its own layers);
+// each kvBlock remembers how many of its rows hold draft KV (KvBlockPool.draftFrontier), so that a prefix hit spares the draft
+// model's work too. It samples with the sequence's own parameters, seed and positions, so that at a temperature its tokens
+// coincide with the target's as often as the two distributions allow.
+
+import { assert } from "../base/assert.ts";
+import { addRow, addSequence, type Batch, clearBatch, createBatch, KV_BLOCK_TOKENS } from "../device/batch.ts";
+import type { DeviceModel, StepOutcome } from "../device/device.ts";
+import { SAMPLE_PURPOSE_OUTPUT, type SampleRequest } from "../device/sampling.ts";
+import type { KvBlockPool } from "../memory/kv-block-pool.ts";
+import type { Drafts, DraftSequence, Proposer } from "./proposer.ts";
+
+const UNKNOWN = -1;
+const NO_DRAFT = new Int32Array(0);
+
+export interface DraftModelOptions {
+  readonly model: DeviceModel;
+  readonly pool: KvBlockPool;
+  readonly sequenceMax: number;
+  readonly draftTokenMax: number;
+  readonly blocksPerSequenceMax: number;
+  /** The same word as the target's Batch. */
+  readonly abortWord: Int32Array | null;
+}
+
+export class DraftModelProposer implements Proposer {
+  readonly name = "draft";
+  catchUpRows = 0;
+
+  readonly #model: DeviceModel;
+  readonly #pool: KvBlockPool;
+  readonly #batch: Batch;
+  readonly #rowMax: number;
+  readonly #stride: number;
+  /** Per runIndex: rows with valid draft KV; and how far the last propose wrote, valid as far as its drafts are accepted. */
+  readonly #frontiers: Int32Array;
+  readonly #written: Int32Array;
+  /** Compact, over the sequences that draft in this step. */
+  readonly #all: SampleRequest[] = [];
+  readonly #requests: SampleRequest[] = [];
+  readonly #members: Int32Array;
+  readonly #stepCounts: Uint32Array;
+  readonly #tokens: Int32Array;
+  readonly #probs: Float32Array;
+
+  constructor(options: DraftModelOptions) {
+    const { sequenceMax, draftTokenMax, blocksPerSequenceMax } = options;
+    this.#model = options.model;
+    this.#pool = options.pool;
+    this.#rowMax = options.model.options.rowMax;
+    assert(this.#rowMax >= 2 * sequenceMax, "a draft step has room for the usual catch-up of every sequence");
+    this.#batch = createBatch({ rowMax: this.#rowMax, sequenceMax, blocksPerSequenceMax }, options.abortWord);
+    this.#stride = draftTokenMax;
+    this.#frontiers = new Int32Array(sequenceMax).fill(UNKNOWN);
+    this.#written = new Int32Array(sequenceMax);
+    this.#members = new Int32Array(sequenceMax);
+    this.#stepCounts = new Uint32Array(sequenceMax);
+    this.#tokens = new Int32Array(sequenceMax * draftTokenMax);
+    this.#probs = new Float32Array(sequenceMax * draftTokenMax);
+  }
+
+  start(sequence: DraftSequence): void {
+    this.#frontiers[sequence.runIndex] = UNKNOWN;
+  }
+
+  available(_sequence: DraftSequence, lengthMax: number): number {
+    return lengthMax;
+  }
+
+  propose(sequences: readonly DraftSequence[], lengths: Int32Array, drafts: Drafts): StepOutcome {
+    const count = this.#collect(sequences, lengths);
+    this.catchUpRows = 0;
+    if (count === 0) return "ok";
+    if (this.#catchUp(sequences, count) === "cancelled") return "cancelled";
+    clearBatch(this.#batch);
+    for (let m = 0; m < count; m++) {
+      const sequence = sequences[this.#members[m]!]!;
+      this.#addRows(sequence, this.#frontiers[sequence.runIndex]!, sequence.tokenCount);
+    }
+    this.catchUpRows += this.#batch.rowCount - count;
+    const outcome = this.#model.draft(
+      this.#batch,
+      this.#requests,
+      this.#stepCounts.subarray(0, count),
+      this.#stride,
+      this.#tokens,
+      this.#probs,
+    );
+    if (outcome === "cancelled") return outcome;
+    for (let m = 0; m < count; m++) {
+      const index = this.#members[m]!;
+      const sequence = sequences[index]!;
+      const length = this.#stepCounts[m]!;
+      drafts.counts[index] = length;
+      for (let i = 0; i < length; i++) {
+        drafts.tokens[index * drafts.stride + i] = this.#tokens[m * this.#stride + i]!;
+      }
+      this.#setFrontier(sequence, sequence.tokenCount);
+      // The last drafted token was sampled, never run.
+      this.#written[sequence.runIndex] = sequence.tokenCount + length - 1;
+    }
+    return "ok";
+  }
+
+  observe(sequence: DraftSequence): void {
+    const frontier = this.#frontiers[sequence.runIndex]!;
+    if (frontier === UNKNOWN) return;
+    const written = this.#written[sequence.runIndex]!;
+    // All tokens but the new anchor were drafted and accepted, so what was written for them stands.
+    this.#setFrontier(sequence, Math.max(frontier, Math.min(written, sequence.tokenCount - 1)));
+    this.#written[sequence.runIndex] = 0;
+  }
+
+  /** Fills members, stepCounts and requests with the sequences that draft; returns how many. */
+  #collect(sequences: readonly DraftSequence[], lengths: Int32Array): number {
+    let count = 0;
+    this.#requests.length = 0;
+    for (let s = 0; s < sequences.length; s++) {
+      const sequence = sequences[s]!;
+      const length = lengths[s]!;
+      this.#written[sequence.runIndex] = 0;
+      if (length === 0) continue;
+      assert(length <= this.#stride, "a draft is not longer than draftTokenMax");
+      this.#members[count] = s;
+      this.#stepCounts[count] = length;
+      const known = this.#frontiers[sequence.runIndex]!;
+      // The anchor always runs, also when a cancelled step ran it before.
+      const frontier = Math.min(known === UNKNOWN ? this.#findFrontier(sequence) : known, sequence.tokenCount - 1);
+      this.#frontiers[sequence.runIndex] = frontier;
+      this.#requests.push(this.#request(count, sequence));
+      count++;
+    }
+    return count;
+  }
+
+  #request(index: number, sequence: DraftSequence): SampleRequest {
+    let request = this.#all[index];
+    if (request === undefined) {
+      request = {
+        params: sequence.params,
+        choiceIndex: 0,
+        purpose: SAMPLE_PURPOSE_OUTPUT,
+        firstLogitRow: 0,
+        rowCount: 1,
+        position: 0,
+        history: sequence.tokens,
+        historyCount: 0,
+        promptCount: 0,
+        draftTokens: NO_DRAFT,
+        draftSharpness: 1,
+      };
+      this.#all[index] = request;
+    }
+    request.params = sequence.params;
+    request.choiceIndex = sequence.choiceIndex;
+    request.firstLogitRow = index;
+    request.position = sequence.tokenCount;
+    request.history = sequence.tokens;
+    request.historyCount = sequence.tokenCount;
+    request.promptCount = sequence.promptCount;
+    return request;
+  }
+
+  /** Runs known tokens, without logits, until what is left of all sequences fits one Batch. */
+  #catchUp(sequences: readonly DraftSequence[], count: number): StepOutcome {
+    const share = Math.floor(this.#rowMax / count);
+    for (let m = 0; m < count; m++) {
+      const sequence = sequences[this.#members[m]!]!;
+      const runIndex = sequence.runIndex;
+      while (sequence.tokenCount - this.#frontiers[runIndex]! > share) {
+        clearBatch(this.#batch);
+        const from = this.#frontiers[runIndex]!;
+        const to = Math.min(sequence.tokenCount - 1, from + this.#rowMax);
+        this.#addRows(sequence, from, to);
+        this.#batch.logitRowCount = 0;
+        if (this.#model.run(this.#batch) === "cancelled") return "cancelled";
+        this.catchUpRows += to - from;
+        this.#setFrontier(sequence, to);
+      }
+    }
+    return "ok";
+  }
+
+  /** Rows [from, to) of a sequence; the last one wants logits. */
+  #addRows(sequence: DraftSequence, from: number, to: number): void {
+    addSequence(this.#batch, sequence.blockTable.blocks, sequence.blockTable.blockCount);
+    for (let position = from; position < to; position++) {
+      addRow(this.#batch, sequence.tokens[position]!, position, position === to - 1);
+    }
+  }
+
+  /** Leading rows of the sequence's blocks that hold draft KV already. */
+  #findFrontier(sequence: DraftSequence): number {
+    const { blocks, blockCount } = sequence.blockTable;
+    let frontier = 0;
+    for (let i = 0; i < blockCount; i++) {
+      const rows = this.#pool.draftFrontier[blocks[i]!]!;
+      frontier += rows;
+      if (rows < KV_BLOCK_TOKENS) break;
+    }
+    return frontier;
+  }
+
+  #setFrontier(sequence: DraftSequence, frontier: number): void {
+    const { blocks } = sequence.blockTable;
+    const from = Math.floor(this.#frontiers[sequence.runIndex]! / KV_BLOCK_TOKENS);
+    for (let i = from; i * KV_BLOCK_TOKENS < frontier; i++) {
+      const rows = Math.min(KV_BLOCK_TOKENS, frontier - i * KV_BLOCK_TOKENS);
+      const block = blocks[i]!;
+      // A shared block may have been filled further through another sequence.
+      if (rows > this.#pool.draftFrontier[block]!) this.#pool.draftFrontier[block] = rows;
+    }
+    this.#frontiers[sequence.runIndex] = frontier;
+  }
+}

@@ -1,0 +1,264 @@
+// The drafting half of a step: chooses proposer and draft length for each sequence from what was measured (draft-length.ts),
+// has the proposers write the drafts, and learns from what was accepted and how long it took. Owns the running estimates; no
+// sequence state of its own beyond them.
+
+import type { Clock } from "../base/clock.ts";
+import type { StepOutcome } from "../device/device.ts";
+import { AcceptanceEstimate, expectedAccepted } from "./acceptance.ts";
+import {
+  chooseDraftLengths,
+  createDraftLengthScratch,
+  type DraftLengthProblem,
+  type DraftLengthScratch,
+} from "./draft-length.ts";
+import type { Drafts, DraftSequence, Proposer, ProposerName } from "./proposer.ts";
+import { StepCost } from "./step-cost.ts";
+
+/** A proposer that stayed unused for this many steps is tried once; doubled, up to the maximum, while trying changes nothing. */
+const PROBE_STEPS_MIN = 100;
+const PROBE_STEPS_MAX = 6400;
+const PROBE_LENGTH = 2;
+const SEQUENCE_FADE = 0.97;
+const OVERALL_FADE = 0.995;
+
+/** What the drafter keeps about one proposer. */
+interface ProposerState {
+  readonly proposer: Proposer;
+  readonly overall: AcceptanceEstimate;
+  /** By runIndex. */
+  readonly bySequence: readonly AcceptanceEstimate[];
+  /** Milliseconds per drafted token, by the number of sequences that draft together. */
+  readonly cost: StepCost;
+  readonly lengths: Int32Array;
+  idleSteps: number;
+  probeSteps: number;
+  draftedCount: number;
+  acceptedCount: number;
+}
+
+export interface DrafterOptions {
+  readonly proposers: readonly Proposer[];
+  readonly sequenceMax: number;
+  readonly draftTokenMax: number;
+  /** The target's step cost, kept by the engine. */
+  readonly stepCost: StepCost;
+  readonly clock: Clock;
+}
+
+/** Drafts of the current step; index as in the sequences handed to `draft`. */
+export interface DraftSet extends Drafts {
+  /** Milliseconds that drafting took. */
+  ms: number;
+}
+
+export class Drafter {
+  readonly drafts: DraftSet;
+  readonly #states: readonly ProposerState[];
+  readonly #clock: Clock;
+  readonly #stepCost: StepCost;
+  readonly #problem: DraftLengthProblem;
+  readonly #scratch: DraftLengthScratch;
+  /** Chosen proposer (index into #states, −1 none) and length by sequence. */
+  readonly #chosen: Int32Array;
+  readonly #lengths: Int32Array;
+  readonly #rates: Float64Array;
+
+  constructor(options: DrafterOptions) {
+    const { sequenceMax, draftTokenMax } = options;
+    this.#clock = options.clock;
+    this.#stepCost = options.stepCost;
+    this.#states = options.proposers.map((proposer) => ({
+      proposer,
+      overall: new AcceptanceEstimate(draftTokenMax, OVERALL_FADE),
+      bySequence: Array.from({ length: sequenceMax }, () => new AcceptanceEstimate(draftTokenMax, SEQUENCE_FADE)),
+      cost: new StepCost(),
+      lengths: new Int32Array(sequenceMax),
+      idleSteps: 0,
+      probeSteps: PROBE_STEPS_MIN,
+      draftedCount: 0,
+      acceptedCount: 0,
+    }));
+    this.drafts = {
+      stride: draftTokenMax,
+      tokens: new Int32Array(sequenceMax * draftTokenMax),
+      counts: new Int32Array(sequenceMax),
+      ms: 0,
+    };
+    this.#chosen = new Int32Array(sequenceMax);
+    this.#lengths = new Int32Array(sequenceMax);
+    this.#rates = new Float64Array(draftTokenMax);
+    this.#scratch = createDraftLengthScratch(sequenceMax);
+    const draftCost = this.#states.find((state) => state.proposer.name === "draft")?.cost ?? new StepCost();
+    this.#problem = {
+      sequenceCount: 0,
+      lengthMin: new Int32Array(sequenceMax),
+      lengthMax: new Int32Array(sequenceMax),
+      isCharged: new Uint8Array(sequenceMax),
+      rates: new Float64Array(sequenceMax * draftTokenMax),
+      rateStride: draftTokenMax,
+      baseRows: 0,
+      baseTokens: 0,
+      stepMs: (rows) => this.#stepCost.predict(rows, "flat"),
+      draftMs: (length, sequences) => length * draftCost.predict(sequences, "flat"),
+    };
+  }
+
+  /** A sequence begins to run, or runs again after preemption. */
+  start(sequence: DraftSequence): void {
+    for (const state of this.#states) {
+      state.proposer.start(sequence);
+      state.bySequence[sequence.runIndex]!.reset();
+    }
+  }
+
+  /**
+   * Drafts for the step's decoding sequences: fills `drafts`. limits[i]: the most tokens that sequence i may draft. `baseRows`: the
+   * step's rows without drafts. `reserve` takes kvBlocks for a draft and returns how much of it fits.
+   */
+  draft(
+    sequences: readonly DraftSequence[],
+    limits: Int32Array,
+    baseRows: number,
+    reserve: (sequence: DraftSequence, length: number) => number,
+  ): StepOutcome {
+    const drafts = this.drafts;
+    drafts.counts.fill(0, 0, sequences.length);
+    drafts.ms = 0;
+    if (sequences.length === 0 || this.#states.length === 0) return "ok";
+    const startMs = this.#clock.nowMs();
+    this.#choose(sequences, limits, baseRows);
+    for (let s = 0; s < sequences.length; s++) {
+      if (this.#lengths[s]! > 0) this.#lengths[s] = reserve(sequences[s]!, this.#lengths[s]!);
+    }
+    for (let p = 0; p < this.#states.length; p++) {
+      if (this.#run(p, sequences) === "cancelled") return "cancelled";
+    }
+    drafts.ms = this.#clock.nowMs() - startMs;
+    return "ok";
+  }
+
+  /** After a step: sequence `index` of it had `acceptedCount` of its drafts accepted, and its tokens were extended. */
+  observe(sequence: DraftSequence, index: number, acceptedCount: number): void {
+    const drafted = this.drafts.counts[index]!;
+    for (let p = 0; p < this.#states.length; p++) {
+      const state = this.#states[p]!;
+      state.proposer.observe(sequence);
+      if (drafted === 0 || this.#chosen[index] !== p) continue;
+      state.overall.observe(drafted, acceptedCount);
+      state.bySequence[sequence.runIndex]!.observe(drafted, acceptedCount);
+      state.draftedCount += drafted;
+      state.acceptedCount += acceptedCount;
+    }
+  }
+
+  /** Drafted and accepted tokens by proposer since start. */
+  totals(): Record<string, { draftedCount: number; acceptedCount: number }> {
+    const entries = this.#states.map(
+      (state) =>
+        [state.proposer.name, { draftedCount: state.draftedCount, acceptedCount: state.acceptedCount }] as const,
+    );
+    return Object.fromEntries(entries);
+  }
+
+  #choose(sequences: readonly DraftSequence[], limits: Int32Array, baseRows: number): void {
+    const problem = this.#problem;
+    problem.sequenceCount = sequences.length;
+    problem.baseRows = baseRows;
+    problem.baseTokens = sequences.length;
+    for (let s = 0; s < sequences.length; s++) this.#chooseProposer(sequences[s]!, s, limits[s]!);
+    chooseDraftLengths(problem, this.#scratch, this.#lengths);
+    for (let p = 0; p < this.#states.length; p++) this.#probe(p, sequences, limits);
+  }
+
+  /** The proposer that would serve this sequence best, and the bounds of its draft. */
+  #chooseProposer(sequence: DraftSequence, s: number, limit: number): void {
+    const problem = this.#problem;
+    this.#chosen[s] = -1;
+    problem.lengthMin[s] = 0;
+    problem.lengthMax[s] = 0;
+    problem.isCharged[s] = 0;
+    let best = 0;
+    for (let p = 0; p < this.#states.length; p++) {
+      const state = this.#states[p]!;
+      if (limit <= 0 || !isAllowed(sequence, state.proposer.name)) continue;
+      const available = state.proposer.available(sequence, limit);
+      if (available === 0) continue;
+      this.#readRates(state, sequence, available);
+      const speed = this.#speedAlone(state, available);
+      if (speed <= best) continue;
+      best = speed;
+      this.#chosen[s] = p;
+      problem.lengthMax[s] = available;
+      problem.lengthMin[s] = sequence.speculation === "auto" ? 0 : 1;
+      problem.isCharged[s] = state.proposer.name === "draft" ? 1 : 0;
+      problem.rates.set(this.#rates, s * problem.rateStride);
+    }
+  }
+
+  #readRates(state: ProposerState, sequence: DraftSequence, length: number): void {
+    const own = state.bySequence[sequence.runIndex]!;
+    for (let i = 0; i < length; i++) this.#rates[i] = own.rate(i, state.overall.rate(i));
+  }
+
+  /** Tokens per millisecond at this proposer's best length if every sequence of the step did the same. */
+  #speedAlone(state: ProposerState, lengthMax: number): number {
+    const { baseRows, baseTokens } = this.#problem;
+    const isCharged = state.proposer.name === "draft";
+    let best = 0;
+    for (let length = 1; length <= lengthMax; length++) {
+      const tokens = baseTokens * (1 + expectedAccepted(this.#rates, length));
+      const ms = this.#stepCost.predict(baseRows + baseTokens * length, "flat");
+      const draftMs = isCharged ? length * state.cost.predict(baseTokens, "flat") : 0;
+      // Nothing measured yet: any draft is worth a try.
+      best = Math.max(best, ms + draftMs > 0 ? tokens / (ms + draftMs) : tokens);
+    }
+    return best;
+  }
+
+  /** Keeps the estimates of an unused proposer fresh: a short draft for one sequence, at most once in a hundred steps. */
+  #probe(p: number, sequences: readonly DraftSequence[], limits: Int32Array): void {
+    const state = this.#states[p]!;
+    let isUsed = false;
+    for (let s = 0; s < sequences.length; s++) isUsed ||= this.#chosen[s] === p && this.#lengths[s]! > 0;
+    if (isUsed) {
+      state.idleSteps = 0;
+      state.probeSteps = PROBE_STEPS_MIN;
+      return;
+    }
+    if (++state.idleSteps < state.probeSteps) return;
+    for (let s = 0; s < sequences.length; s++) {
+      const sequence = sequences[s]!;
+      if (sequence.speculation !== "auto" || limits[s]! <= 0) continue;
+      const length = state.proposer.available(sequence, Math.min(PROBE_LENGTH, limits[s]!));
+      if (length === 0) continue;
+      this.#chosen[s] = p;
+      this.#lengths[s] = length;
+      state.idleSteps = 0;
+      state.probeSteps = Math.min(PROBE_STEPS_MAX, state.probeSteps * 2);
+      return;
+    }
+  }
+
+  #run(p: number, sequences: readonly DraftSequence[]): StepOutcome {
+    const state = this.#states[p]!;
+    let count = 0;
+    let longest = 0;
+    for (let s = 0; s < sequences.length; s++) {
+      const length = this.#chosen[s] === p ? this.#lengths[s]! : 0;
+      state.lengths[s] = length;
+      if (length > 0) count++;
+      longest = Math.max(longest, length);
+    }
+    const startMs = this.#clock.nowMs();
+    const outcome = state.proposer.propose(sequences, state.lengths, this.drafts);
+    // A call that was mostly about missed tokens says little about the next one's cost.
+    if (outcome === "ok" && count > 0 && state.proposer.catchUpRows <= 2 * count) {
+      state.cost.observe(count, (this.#clock.nowMs() - startMs) / longest);
+    }
+    return outcome;
+  }
+}
+
+function isAllowed(sequence: DraftSequence, name: ProposerName): boolean {
+  return sequence.speculation === "auto" || sequence.speculation === name;
+}
