@@ -128,7 +128,7 @@ export class ChatTemplate {
     let marked = "";
     let start = 0;
     for (let i = 0; i < text.length; i++) {
-      if (!this.#specials.mayStartAt(text, i, end) && !this.#specials.mayStartAt(text, i, text.length)) continue;
+      if (!this.#specials.mayStartAt(text, i, i < end ? end : text.length)) continue;
       marked += `${text.slice(start, i)}${nonce}:${text.charCodeAt(i).toString(16)}${MARK_CLOSE}`;
       start = i + 1;
     }

@@ -30,7 +30,7 @@ test("tells a refusal from a failure", () => {
 describe("ends", () => {
   test.each([
     ["loops in loops", "{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}"],
-    ["empty loops over lists", "{% for i in l %}{% for j in l %}{% for k in l %}{% endfor %}{% endfor %}{% endfor %}"],
+    ["empty loops over lists", "{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}"],
     ["huge ranges", "{% for i in range(1000000000000) %}{% endfor %}"],
     ["ranges without a step", "{% for i in range(0, 9, 0) %}{% endfor %}"],
     ["endless recursion", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"],

@@ -5,7 +5,8 @@ import * as fc from "fast-check";
 import { DuetError, RequestError } from "../../src/base/errors.ts";
 import { ChatTemplate, chatTemplateSource } from "../../src/tokenizer/chat-template.ts";
 import type { ChatMessage } from "../../src/tokenizer/chat-template.ts";
-import { fableTokenizer, goldenPrompts, tokenizerConfig } from "./fixtures/fable.ts";
+import { createTokenizer } from "../../src/tokenizer/tokenizer.ts";
+import { fableTokenizer, goldenPrompts, tokenizerConfig, tokenizerJson } from "./fixtures/fable.ts";
 
 const tokenizer = fableTokenizer();
 const create = (source: string) => new ChatTemplate({ source, tokenizer });
@@ -88,6 +89,18 @@ describe("special tokens in a message stay text", () => {
       }),
     );
     expect(joined.render([user("<|us "), user("er|>")], prompt)).toEqual([{ text: "<|user|>", allowSpecial: false }]);
+  });
+
+  test.each([
+    ["<end ", "of>"],
+    ["\n", "<end>"],
+  ])("also where white space is part of a special token: %j, %j", (first, second) => {
+    const added = [...tokenizerJson.added_tokens, { id: 4096, content: first + second, special: true }];
+    const spaced = createTokenizer({ tokenizerJson: { ...tokenizerJson, added_tokens: added }, tokenizerConfig });
+    const source = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    const joined = new ChatTemplate({ source, tokenizer: spaced });
+    expect(joined.encodeChat([user(first), user(second)], prompt)).not.toContain(4096);
+    expect(spaced.encode(first + second, { allowSpecial: true })).toEqual([4096]);
   });
 
   test("also through a role", () => {
