@@ -45,6 +45,7 @@ test("passes through what a naive search leaves, whatever the pushes", () => {
       }
       passed += matcher.flush();
       expect(passed).toBe(expected?.text ?? given);
+      expect(matcher.stopString).toBe(expected === null ? null : given.slice(expected.text.length, expected.end));
     }),
     { numRuns: 3000 },
   );
