@@ -252,7 +252,7 @@ export async function buildNative({
     if (error instanceof BuildError || !error.code) throw error;
     throw new BuildError(`cannot write the kernel library: ${error.message}`, `make ${dirname(library)} writable`);
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    if (existsSync(folder)) rmSync(folder, { recursive: true, force: true });
   }
   return { status: "built", out: library, compiler, units: unitNames, seconds: (performance.now() - startMs) / 1000 };
 }

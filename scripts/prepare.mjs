@@ -43,7 +43,7 @@ function areModulesCurrent() {
 }
 
 /** Bun as npm installed it: put in place by its install script, or, where npm doesn't run those, in its platform's package. */
-function findBun() {
+export function findBun() {
   const arch = process.arch === "arm64" ? "aarch64" : process.arch;
   const platform = `${process.platform}-${arch}`;
   const packages = [platform, `${platform}-baseline`, `${platform}-musl`, `${platform}-musl-baseline`];
@@ -62,7 +62,7 @@ function install() {
   say("installing packages with npm ci (once)");
   const args = ["ci", "--loglevel=error", "--no-audit", "--no-fund"];
   const npm = process.env.npm_execpath;
-  const isNpm = npm !== undefined && /npm-cli\.js$/.test(npm) && existsSync(npm);
+  const isNpm = npm !== undefined && npm.endsWith("npm-cli.js") && existsSync(npm);
   const [command, prefix] = isNpm ? [process.execPath, [npm]] : ["npm", []];
   const result = spawnSync(command, [...prefix, ...args], { cwd: ROOT, stdio: ["ignore", 2, 2] });
   if (result.error) fail(`npm could not be run (${result.error.message}): install npm, then run it again`);
