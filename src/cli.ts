@@ -1,0 +1,33 @@
+// The `duet` command: parses, then hands over to one file per command. Every failure ends as one clear line and a non-zero exit.
+
+import { DuetError, RequestError } from "./base/errors.ts";
+import { parseCommand } from "./config.ts";
+import type { DuetCommand } from "./config.ts";
+
+/** Commands load on demand, so that `duet --help` and `duet serve` start without what they do not use. Returns the exit status. */
+async function execute(command: DuetCommand): Promise<number> {
+  switch (command.name) {
+    case "serve":
+      return (await import("./cli/serve.ts")).serve(command);
+    case "run":
+      return (await import("./cli/run.ts")).run(command);
+    case "pack":
+      return (await import("./cli/pack.ts")).pack(command);
+    case "inspect":
+      return (await import("./cli/inspect.ts")).inspect(command);
+    case "eval":
+      return (await import("./cli/eval.ts")).evaluate(command);
+    case "doctor":
+      return (await import("./cli/doctor.ts")).doctor(command);
+    case "bench":
+      return (await import("./cli/bench.ts")).bench(command);
+  }
+}
+
+try {
+  process.exit(await execute(parseCommand(process.argv.slice(2), process.env)));
+} catch (error) {
+  const isExpected = error instanceof DuetError || error instanceof RequestError;
+  process.stderr.write(`duet: ${isExpected ? error.message : Bun.inspect(error)}\n`);
+  process.exit(1);
+}
