@@ -42,7 +42,6 @@ export const BANNED_IN_IDENTIFIERS: readonly BannedIdentifier[] = [
   { words: "speculate k", use: "draftLength" },
   { words: "gamma", use: "draftLength, or the norm's weight" },
   { words: "draft k", use: "draftLength" },
-  { words: "verifier", use: "target" },
   { words: "base model", use: "target" },
   { words: "main model", use: "target" },
   { words: "gpu", use: "die", allowedIn: VENDOR },
