@@ -17,19 +17,7 @@ export interface BannedProse {
 }
 
 /** Where a checkpoint is what everybody calls one: somebody's trained weights. */
-const CHECKPOINT = [
-  "src/weights/",
-  "src/base/errors.ts",
-  "src/tokenizer/",
-  "src/config.ts",
-  "src/cli",
-  "test/weights/",
-  "test/tokenizer/",
-  "test/cli",
-  "test/config",
-  "test/golden/",
-  "test/e2e/",
-];
+const CHECKPOINT = ["src/weights/", "src/base/errors.ts", "src/tokenizer/", "src/config.ts", "src/cli", "test/"];
 /** The card's own interface, whose words are its maker's. */
 const VENDOR = ["src/device/ascend/", "test/ascend-emulator/"];
 
