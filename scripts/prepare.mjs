@@ -122,8 +122,9 @@ function isForeground() {
  * its own group, and a signal to the whole group comes through here once.
  */
 export function runCli(bun, args) {
-  const child = spawn(bun, [join(ROOT, "src/cli.ts"), ...args], { stdio: "inherit", detached: !isForeground() });
+  let child;
   const lastMs = new Map();
+  // Before the child is there, since a signal that finds no handler would leave it behind. Callbacks run after the spawn.
   for (const signal of SIGNALS) {
     process.on(signal, () => {
       const nowMs = performance.now();
@@ -133,6 +134,7 @@ export function runCli(bun, args) {
       child.kill(signal);
     });
   }
+  child = spawn(bun, [join(ROOT, "src/cli.ts"), ...args], { stdio: "inherit", detached: !isForeground() });
   child.on("error", (error) =>
     fail(`${bun} could not be run (${error.message}): delete node_modules and run it again`),
   );
