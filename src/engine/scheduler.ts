@@ -7,6 +7,7 @@ import { KV_BLOCK_TOKENS } from "../device/batch.ts";
 import { blocksFor } from "../memory/block-table.ts";
 import type { KvBlockPool } from "../memory/kv-block-pool.ts";
 import { type PrefixIndex, ROOT_ENTRY } from "../memory/prefix-index.ts";
+import type { DraftSequence } from "../speculative/proposer.ts";
 import type { StepCost } from "../speculative/step-cost.ts";
 import { compareService, type Sequence } from "./sequence.ts";
 import type { StepPlan } from "./step-plan.ts";
@@ -103,7 +104,7 @@ export class Scheduler {
   }
 
   /** Takes kvBlocks for a draft where there are any to spare; returns how many of its tokens fit. */
-  reserveDraft(sequence: Sequence, length: number): number {
+  reserveDraft(sequence: DraftSequence, length: number): number {
     if (sequence.blockTable.grow(sequence.tokenCount + length)) return length;
     return Math.min(length, sequence.blockTable.blockCount * KV_BLOCK_TOKENS - sequence.tokenCount);
   }

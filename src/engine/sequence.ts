@@ -54,7 +54,6 @@ export class Sequence implements DraftSequence {
     readonly owner: RequestState,
     readonly choiceIndex: number,
     readonly text: ChoiceText,
-    readonly speculation: SpeculationMode,
     readonly draftTokenMax: number,
     pool: KvBlockPool,
   ) {
@@ -64,6 +63,10 @@ export class Sequence implements DraftSequence {
 
   get params(): SamplingParams {
     return this.owner.request.params;
+  }
+
+  get speculation(): SpeculationMode {
+    return this.owner.request.speculation;
   }
 
   get promptCount(): number {

@@ -48,7 +48,7 @@ export class DraftModelProposer implements Proposer {
     this.#model = options.model;
     this.#pool = options.pool;
     this.#rowMax = options.model.options.rowMax;
-    assert(this.#rowMax >= 2 * sequenceMax, "a draft step has room for the usual catch-up of every sequence");
+    assert(this.#rowMax >= sequenceMax, "a draft step has room for a row of every sequence");
     this.#batch = createBatch({ rowMax: this.#rowMax, sequenceMax, blocksPerSequenceMax }, options.abortWord);
     this.#stride = draftTokenMax;
     this.#frontiers = new Int32Array(sequenceMax).fill(UNKNOWN);
@@ -67,8 +67,8 @@ export class DraftModelProposer implements Proposer {
     return lengthMax;
   }
 
-  propose(sequences: readonly DraftSequence[], lengths: Int32Array, drafts: Drafts): StepOutcome {
-    const count = this.#collect(sequences, lengths);
+  propose(sequences: readonly DraftSequence[], sequenceCount: number, lengths: Int32Array, drafts: Drafts): StepOutcome {
+    const count = this.#collect(sequences, sequenceCount, lengths);
     this.catchUpRows = 0;
     if (count === 0) return "ok";
     if (this.#catchUp(sequences, count) === "cancelled") return "cancelled";
@@ -112,10 +112,10 @@ export class DraftModelProposer implements Proposer {
   }
 
   /** Fills members, stepCounts and requests with the sequences that draft; returns how many. */
-  #collect(sequences: readonly DraftSequence[], lengths: Int32Array): number {
+  #collect(sequences: readonly DraftSequence[], sequenceCount: number, lengths: Int32Array): number {
     let count = 0;
     this.#requests.length = 0;
-    for (let s = 0; s < sequences.length; s++) {
+    for (let s = 0; s < sequenceCount; s++) {
       const sequence = sequences[s]!;
       const length = lengths[s]!;
       this.#written[sequence.runIndex] = 0;

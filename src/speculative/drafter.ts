@@ -112,26 +112,27 @@ export class Drafter {
   }
 
   /**
-   * Drafts for the step's decoding sequences: fills `drafts`. limits[i]: the most tokens that sequence i may draft. `baseRows`: the
+   * Drafts for the step's decoding sequences, the first `count`: fills `drafts`. limits[i]: the most tokens that sequence i may draft. `baseRows`: the
    * step's rows without drafts. `reserve` takes kvBlocks for a draft and returns how much of it fits.
    */
   draft(
     sequences: readonly DraftSequence[],
+    count: number,
     limits: Int32Array,
     baseRows: number,
     reserve: (sequence: DraftSequence, length: number) => number,
   ): StepOutcome {
     const drafts = this.drafts;
-    drafts.counts.fill(0, 0, sequences.length);
+    drafts.counts.fill(0, 0, count);
     drafts.ms = 0;
-    if (sequences.length === 0 || this.#states.length === 0) return "ok";
+    if (count === 0 || this.#states.length === 0) return "ok";
     const startMs = this.#clock.nowMs();
-    this.#choose(sequences, limits, baseRows);
-    for (let s = 0; s < sequences.length; s++) {
+    this.#choose(sequences, count, limits, baseRows);
+    for (let s = 0; s < count; s++) {
       if (this.#lengths[s]! > 0) this.#lengths[s] = reserve(sequences[s]!, this.#lengths[s]!);
     }
     for (let p = 0; p < this.#states.length; p++) {
-      if (this.#run(p, sequences) === "cancelled") return "cancelled";
+      if (this.#run(p, sequences, count) === "cancelled") return "cancelled";
     }
     drafts.ms = this.#clock.nowMs() - startMs;
     return "ok";
@@ -160,14 +161,14 @@ export class Drafter {
     return Object.fromEntries(entries);
   }
 
-  #choose(sequences: readonly DraftSequence[], limits: Int32Array, baseRows: number): void {
+  #choose(sequences: readonly DraftSequence[], count: number, limits: Int32Array, baseRows: number): void {
     const problem = this.#problem;
-    problem.sequenceCount = sequences.length;
+    problem.sequenceCount = count;
     problem.baseRows = baseRows;
-    problem.baseTokens = sequences.length;
-    for (let s = 0; s < sequences.length; s++) this.#chooseProposer(sequences[s]!, s, limits[s]!);
+    problem.baseTokens = count;
+    for (let s = 0; s < count; s++) this.#chooseProposer(sequences[s]!, s, limits[s]!);
     chooseDraftLengths(problem, this.#scratch, this.#lengths);
-    for (let p = 0; p < this.#states.length; p++) this.#probe(p, sequences, limits);
+    for (let p = 0; p < this.#states.length; p++) this.#probe(p, sequences, count, limits);
   }
 
   /** The proposer that would serve this sequence best, and the bounds of its draft. */
@@ -216,17 +217,17 @@ export class Drafter {
   }
 
   /** Keeps the estimates of an unused proposer fresh: a short draft for one sequence, at most once in a hundred steps. */
-  #probe(p: number, sequences: readonly DraftSequence[], limits: Int32Array): void {
+  #probe(p: number, sequences: readonly DraftSequence[], count: number, limits: Int32Array): void {
     const state = this.#states[p]!;
     let isUsed = false;
-    for (let s = 0; s < sequences.length; s++) isUsed ||= this.#chosen[s] === p && this.#lengths[s]! > 0;
+    for (let s = 0; s < count; s++) isUsed ||= this.#chosen[s] === p && this.#lengths[s]! > 0;
     if (isUsed) {
       state.idleSteps = 0;
       state.probeSteps = PROBE_STEPS_MIN;
       return;
     }
     if (++state.idleSteps < state.probeSteps) return;
-    for (let s = 0; s < sequences.length; s++) {
+    for (let s = 0; s < count; s++) {
       const sequence = sequences[s]!;
       if (sequence.speculation !== "auto" || limits[s]! <= 0) continue;
       const length = state.proposer.available(sequence, Math.min(PROBE_LENGTH, limits[s]!));
@@ -239,21 +240,21 @@ export class Drafter {
     }
   }
 
-  #run(p: number, sequences: readonly DraftSequence[]): StepOutcome {
+  #run(p: number, sequences: readonly DraftSequence[], count: number): StepOutcome {
     const state = this.#states[p]!;
-    let count = 0;
+    let drafting = 0;
     let longest = 0;
-    for (let s = 0; s < sequences.length; s++) {
+    for (let s = 0; s < count; s++) {
       const length = this.#chosen[s] === p ? this.#lengths[s]! : 0;
       state.lengths[s] = length;
-      if (length > 0) count++;
+      if (length > 0) drafting++;
       longest = Math.max(longest, length);
     }
     const startMs = this.#clock.nowMs();
-    const outcome = state.proposer.propose(sequences, state.lengths, this.drafts);
+    const outcome = state.proposer.propose(sequences, count, state.lengths, this.drafts);
     // A call that was mostly about missed tokens says little about the next one's cost.
-    if (outcome === "ok" && count > 0 && state.proposer.catchUpRows <= 2 * count) {
-      state.cost.observe(count, (this.#clock.nowMs() - startMs) / longest);
+    if (outcome === "ok" && drafting > 0 && state.proposer.catchUpRows <= 2 * drafting) {
+      state.cost.observe(drafting, (this.#clock.nowMs() - startMs) / longest);
     }
     return outcome;
   }

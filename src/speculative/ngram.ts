@@ -109,8 +109,8 @@ export class NgramProposer implements Proposer {
     return this.#continuation(sequence) < 0 ? 0 : lengthMax;
   }
 
-  propose(sequences: readonly DraftSequence[], lengths: Int32Array, drafts: Drafts): StepOutcome {
-    for (let s = 0; s < sequences.length; s++) {
+  propose(sequences: readonly DraftSequence[], sequenceCount: number, lengths: Int32Array, drafts: Drafts): StepOutcome {
+    for (let s = 0; s < sequenceCount; s++) {
       const length = lengths[s]!;
       if (length === 0) continue;
       const sequence = sequences[s]!;

@@ -36,10 +36,10 @@ export interface Proposer {
   /** How many tokens it could propose now, at most `lengthMax`; 0: nothing. Cheap; no forward. */
   available(sequence: DraftSequence, lengthMax: number): number;
   /**
-   * Proposes lengths[i] tokens for sequences[i] wherever it is positive, into drafts (tokens and counts of those i only). Blocks for
-   * the drafted positions are in the sequence's table. `cancelled`: the abort word was set, nothing was proposed.
+   * Proposes lengths[i] tokens for sequences[i], i < count, wherever it is positive, into drafts (tokens and counts of those i only).
+   * Blocks for the drafted positions are in the sequence's table. `cancelled`: the abort word was set, nothing was proposed.
    */
-  propose(sequences: readonly DraftSequence[], lengths: Int32Array, drafts: Drafts): StepOutcome;
+  propose(sequences: readonly DraftSequence[], count: number, lengths: Int32Array, drafts: Drafts): StepOutcome;
   /** After a step that added tokens to the sequence. */
   observe(sequence: DraftSequence): void;
   /** A sequence starts (or starts again after preemption) with this runIndex. */
