@@ -122,7 +122,6 @@ function isForeground() {
  * its own group, and a signal to the whole group comes through here once.
  */
 export function runCli(bun, args) {
-  let child;
   const lastMs = new Map();
   // Before the child is there, since a signal that finds no handler would leave it behind. Callbacks run after the spawn.
   for (const signal of SIGNALS) {
@@ -134,7 +133,7 @@ export function runCli(bun, args) {
       child.kill(signal);
     });
   }
-  child = spawn(bun, [join(ROOT, "src/cli.ts"), ...args], { stdio: "inherit", detached: !isForeground() });
+  const child = spawn(bun, [join(ROOT, "src/cli.ts"), ...args], { stdio: "inherit", detached: !isForeground() });
   child.on("error", (error) =>
     fail(`${bun} could not be run (${error.message}): delete node_modules and run it again`),
   );
