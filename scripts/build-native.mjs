@@ -139,10 +139,16 @@ function chooseTwin(known) {
   return preferred?.family === "clang" ? findGcc(known) : findClang(known);
 }
 
+/** The flags of a unit by its name, or undefined when it is for another architecture. */
+function unitFlags(name, sanitize) {
+  const set = INSTRUCTION_SETS.find(({ ending }) => name.endsWith(ending));
+  if (set && set.arch !== process.arch) return undefined;
+  return [...BASE_FLAGS, ...(sanitize ? SANITIZE_FLAGS : SPEED_FLAGS), ...(set?.flags ?? [])];
+}
+
 /** The units to compile for this machine's architecture, each with its flags, and a hash of everything they read. */
 function readSources(source, sanitize) {
   const names = existsSync(source) ? readdirSync(source).sort() : [];
-  const common = [...BASE_FLAGS, ...(sanitize ? SANITIZE_FLAGS : SPEED_FLAGS)];
   const units = [];
   const hash = createHash("sha256").update(process.arch);
   for (const name of names) {
@@ -150,9 +156,8 @@ function readSources(source, sanitize) {
     const path = join(source, name);
     hash.update(`\0${name}\0`).update(readFileSync(path));
     if (extname(name) !== ".c") continue;
-    const set = INSTRUCTION_SETS.find(({ ending }) => name.endsWith(ending));
-    if (set && set.arch !== process.arch) continue;
-    const flags = [...common, ...(set?.flags ?? [])];
+    const flags = unitFlags(name, sanitize);
+    if (!flags) continue;
     hash.update(flags.join(" "));
     units.push({ name, path, flags });
   }
@@ -169,8 +174,8 @@ function run(command, args) {
   });
 }
 
-/** Compiles the units on all cores into `folder` and links them to `out`; compiler messages go through `say`. */
-async function compile(compiler, units, folder, out, sanitize, say) {
+/** Compiles the units on all cores into `folder` and links them to `out` with the flags `link`; messages go through `say`. */
+async function compile(compiler, units, folder, out, link, say) {
   const queue = [...units];
   const failed = [];
   const worker = async () => {
@@ -186,9 +191,7 @@ async function compile(compiler, units, folder, out, sanitize, say) {
     throw new BuildError(`${compiler.version} could not compile ${failed.sort().join(", ")}`, "see its messages above");
   }
   const objects = units.map((unit) => join(folder, `${unit.name}.o`));
-  // -z defs makes a symbol that nobody defines (libm's, say) an error here rather than at the first call.
-  const link = ["-shared", "-pthread", ...(sanitize ? SANITIZE_FLAGS : ["-Wl,-z,defs"])];
-  const { ok, output } = await run(compiler.path, [...compiler.args, ...link, ...objects, "-o", out]);
+  const { ok, output } = await run(compiler.path, [...compiler.args, ...objects, ...link, "-o", out]);
   if (output) say(output.trimEnd());
   if (!ok) throw new BuildError(`${compiler.version} could not link ${basename(out)}`, "see its messages above");
 }
@@ -243,7 +246,9 @@ export async function buildNative({
   try {
     mkdirSync(folder, { recursive: true });
     const fresh = join(folder, basename(library));
-    await compile(compiler, units, folder, fresh, sanitize, say);
+    // -z defs makes a symbol that nobody defines (libm's, say) an error here rather than at the first call.
+    const link = ["-shared", "-pthread", ...(sanitize ? SANITIZE_FLAGS : ["-Wl,-z,defs"])];
+    await compile(compiler, units, folder, fresh, link, say);
     const next = { sourceHash, libraryHash: hashFile(fresh), compiler: compiler.version, units: unitNames, known };
     writeFileSync(`${fresh}.json`, `${JSON.stringify(next, null, 2)}\n`);
     renameSync(fresh, library);
@@ -257,7 +262,31 @@ export async function buildNative({
   return { status: "built", out: library, compiler, units: unitNames, seconds: (performance.now() - startMs) / 1000 };
 }
 
+/**
+ * Compiles the named units, each with the flags that its name asks for, and links them to the program `out`: for tests and
+ * benchmarks of the kernels alone. Units for another architecture are left out. Returns the compiler, or undefined where
+ * there is none.
+ */
+export async function buildProgram({ paths, out, compiler: asked, twin = false, sanitize = false, say }) {
+  const compiler = twin ? chooseTwin({}) : chooseCompiler(asked, {});
+  if (!compiler) return undefined;
+  const include = `-I${join(ROOT, "src/native")}`;
+  const units = paths.flatMap((path) => {
+    const flags = unitFlags(basename(path), sanitize);
+    return flags ? [{ name: basename(path), path, flags: [...flags, include] }] : [];
+  });
+  const folder = `${resolve(out)}.build-${process.pid}`;
+  try {
+    mkdirSync(folder, { recursive: true });
+    await compile(compiler, units, folder, out, ["-pthread", ...(sanitize ? SANITIZE_FLAGS : []), "-lm"], say);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+  return compiler;
+}
+
 const HELP = `Usage: node scripts/build-native.mjs [options]
+       node scripts/build-native.mjs --program FILE UNIT...
 
 Compiles src/native/*.c into build/native/libduet.so when something changed.
 
@@ -266,12 +295,15 @@ Compiles src/native/*.c into build/native/libduet.so when something changed.
   --sanitize        build with the address and undefined-behaviour sanitizers into libduet-sanitize.so
   --source FOLDER   take the units from FOLDER
   --out FILE        write the library to FILE
+  --program FILE    link the units that are named into a program instead, and print the compiler's version
   --force           build even when nothing changed
   --quiet           print compiler messages and errors only`;
 
 async function main() {
-  const { values } = parseArgs({
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
     options: {
+      program: { type: "string" },
       compiler: { type: "string" },
       source: { type: "string" },
       out: { type: "string" },
@@ -283,6 +315,14 @@ async function main() {
     },
   });
   if (values.help) return console.log(HELP);
+  if (values.program) {
+    const say = (line) => process.stderr.write(`${line}\n`);
+    const compiler = await buildProgram({ ...values, paths: positionals, out: values.program, say });
+    if (!compiler) throw new BuildError("no C compiler was found", COMPILER_HINT);
+    return console.log(compiler.version);
+  }
+  if (positionals.length > 0)
+    throw new BuildError(`unexpected "${positionals[0]}"`, "units are named with --program only");
   const { status, out, compiler, units, seconds } = await buildNative(values);
   if (status === "no-compiler" && !values.twin) throw new BuildError("no C compiler was found", COMPILER_HINT);
   if (values.quiet) return;

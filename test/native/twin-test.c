@@ -1,6 +1,6 @@
 /* Compares a kernel table with the plain twin, bit for bit, over random shapes and extreme values.
  *
- * Usage: twin-test avx512|avxvnni|avx2|neon SEED ROUNDS. Prints one JSON object: the comparisons made and the mismatches per
+ * Usage: twin-test avx512|avxvnni|avx2|neon|plain|wrong SEED ROUNDS. Prints one JSON object: the comparisons made and the mismatches per
  * entry, and a hash of all plain outputs, which must not depend on the compiler. Exits with 2 when the table cannot run here.
  * Outputs are guarded on both sides, so that a write out of bounds is a mismatch.
  */
@@ -302,6 +302,13 @@ static void test_attention(void) {
   free(scratch);
 }
 
+/* A table with one bit wrong now and then: what the comparison must notice. */
+static void wrong_scaled_add_row(float *y, const float *x, float weight, uint32_t n) {
+  plain->scaled_add_row(y, x, weight, n);
+  y[n / 2] = duet_f32_from_bits(duet_f32_bits(y[n / 2]) ^ 1u);
+}
+static duet_kernel_table wrong;
+
 /* The scalar functions join the hash: they too must not depend on the compiler. */
 static void hash_math(void) {
   for (int i = 0; i < 2000; i++) {
@@ -328,6 +335,11 @@ int main(int argc, char **argv) {
   if (strcmp(name, "neon") == 0) fast = duet_kernels_neon();
 #endif
   if (strcmp(name, "plain") == 0) fast = plain; /* for the hash alone */
+  if (strcmp(name, "wrong") == 0) {
+    wrong = *plain;
+    wrong.scaled_add_row = wrong_scaled_add_row;
+    fast = &wrong;
+  }
   if (!fast) {
     fprintf(stderr, "twin-test: this CPU or this build has no kernel table \"%s\"\n", name);
     return 2;
