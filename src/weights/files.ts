@@ -66,7 +66,7 @@ export function readAt(file: OpenFile, out: Uint8Array, position: number): numbe
   return filled;
 }
 
-/** DuetError `file_unwritable` for a failed system call on `path`. */
+/** DuetError `file_unwritable`: a system call on `path` failed with `error`, or a text says what is in the way. */
 export function unwritable(path: string, what: string, error: unknown): DuetError {
   const errno = errnoOf(error);
   return new DuetError(
@@ -75,10 +75,9 @@ export function unwritable(path: string, what: string, error: unknown): DuetErro
     {
       where: path,
       got: errno,
-      next:
-        errno === "ENOSPC" || errno === "EDQUOT"
-          ? "free disk space, then pack again"
-          : "choose a folder that you may write to",
+      next: ["ENOSPC", "EDQUOT", "EFBIG"].includes(errno)
+        ? "free disk space or raise the limit, then pack again"
+        : "choose a folder that you may write to",
     },
     { cause: error },
   );

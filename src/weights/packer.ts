@@ -150,11 +150,11 @@ function writeContainer(
 ): PackResult {
   const { outPath } = options;
   const temporaryPath = `${outPath}.${process.pid}.partial`;
-  if (statSync(outPath, { throwIfNoEntry: false })?.isDirectory()) {
-    throw new DuetError("file_unwritable", "the container's path is a folder", { where: outPath, next: "name a file" });
-  }
   const writer = new AlignedWriter(temporaryPath);
   try {
+    if (statSync(outPath, { throwIfNoEntry: false })?.isDirectory()) {
+      throw unwritable(outPath, "the container's path is a folder", "a folder");
+    }
     const encoder = new TensorEncoder(checkpoint, split, Math.max(...specs.map((spec) => spec.bytes)));
     const tensors = header.tensors.map((entry, index): TensorEntry => {
       const bytes = encoder.encode(defined(specs[index]));
