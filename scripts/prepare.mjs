@@ -76,8 +76,9 @@ function install() {
 async function prepareNative() {
   const plain = "going on with the plain TypeScript device, which is very much slower";
   if (process.platform !== "linux") return say(`the native kernels need Linux; ${plain}`);
+  const messages = []; // the compiler's: of interest here only when it fails
   try {
-    const { status, compiler, units, seconds } = await buildNative();
+    const { status, compiler, units, seconds } = await buildNative({ say: (text) => messages.push(text) });
     if (status === "built") {
       say(`built ${units.length} kernel units in ${seconds.toFixed(1)} s with ${compiler.version}`);
     } else if (status === "no-compiler") {
@@ -85,6 +86,7 @@ async function prepareNative() {
       say(plain);
     }
   } catch (error) {
+    for (const text of messages) process.stderr.write(`${text}\n`);
     fail(`the kernel library could not be built: ${error.message}${error.hint ? `; ${error.hint}` : ""}`);
   }
 }
