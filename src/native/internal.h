@@ -71,7 +71,7 @@ const duet_kernel_table *duet_device_kernels(const duet_device *device);
 uint64_t duet_fp_enter(void);
 void duet_fp_leave(uint64_t saved);
 
-/* ---- model (program.c) ------------------------------------------------------------------------------------------- */
+/* ---- model (model.c) --------------------------------------------------------------------------------------------- */
 
 /* A tensor with its addresses resolved. Vectors use data as float32. */
 typedef struct duet_weight {
@@ -182,11 +182,19 @@ struct duet_model {
   size_t kv_k_scale_offset;
   size_t kv_v_scale_offset;
 
-  void *tables_memory;            /* copies of shape, tensors, slots, ops */
   void *scratch_memory;
   uint64_t scratch_bytes;
   uint32_t logit_row_count;       /* of the last finished step */
 };
+
+#define DUET_DIMENSION_MAX (1u << 24)
+
+/* Check one tensor against the slab and one op against tensors, slots and shape (program.c). */
+int32_t duet_program_bind_tensor(const duet_slab *slab, const duet_tensor *tensor, uint32_t index, duet_weight *out);
+int32_t duet_program_bind_op(duet_model *model, uint32_t index, const duet_op *op);
+/* Decides what every op waits for (barriers.c). */
+void duet_program_place_barriers(duet_model *model);
+uint32_t duet_program_slot_max(void);
 
 /* Reserves zeroed, lazily committed memory; null when there is none. */
 void *duet_memory_reserve(size_t bytes);
@@ -199,7 +207,6 @@ typedef struct duet_step {
   const duet_batch *batch;
   _Atomic uint32_t stop_before_op; /* lanes leave in front of this op; written by lane 0 only, in front of a barrier */
   int32_t stop_status;
-  uint32_t fault_count_at_start;
   uint32_t distinct_experts[DUET_DIE_COUNT]; /* counted by lane 0 of each team */
   uint32_t expert_layers;
   uint64_t expert_bytes[DUET_DIE_COUNT];
@@ -216,12 +223,13 @@ static inline int duet_is_integer(uint32_t quant_type) { return quant_type == DU
 int duet_slot_quantise(const duet_model *model, const duet_slot_state *slot, uint32_t die, uint32_t begin, uint32_t end);
 /* One row of an embedding matrix as float32; columns beyond the unpadded ones are left alone. */
 void duet_embed_row(const duet_weight *weight, uint32_t row, float *out);
-void duet_op_rope_and_store(duet_step *step, const duet_op_state *op, duet_lane *lane);
-void duet_op_attention(duet_step *step, const duet_op_state *op, duet_lane *lane);
+/* Ops return non-zero when they met a value that is not finite. */
+int duet_op_rope_and_store(duet_step *step, const duet_op_state *op, duet_lane *lane);
+int duet_op_attention(duet_step *step, const duet_op_state *op, duet_lane *lane);
 void duet_rope_tables(duet_step *step, duet_lane *lane);
-void duet_op_route(duet_step *step, const duet_op_state *op, duet_lane *lane);
-void duet_op_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
-void duet_op_expert_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
+int duet_op_route(duet_step *step, const duet_op_state *op, duet_lane *lane);
+int duet_op_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
+int duet_op_expert_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
 
 /* ---- sampling (sampler.c) ---------------------------------------------------------------------------------------- */
 
@@ -231,11 +239,19 @@ typedef struct duet_sample_extra {
   uint32_t count;
 } duet_sample_extra;
 
-/* One sample from logits[vocabulary]; `mask` may be null. `probability` (may be null) gets the sample's softmax probability
- * over the processed logits divided by temperature, before top_k, top_p and min_p. */
+/* One sample from logits[vocabulary]; `mask` may be null. */
 int32_t duet_sample_row(const duet_kernel_table *kernels, const float *logits, uint32_t vocabulary_size,
-                        const duet_sample_request *request, const uint32_t *mask, uint32_t position,
-                        duet_sample_extra extra, duet_sample_scratch *scratch, float *probability);
+                        const duet_sample_request *request, const uint32_t *mask, uint32_t position, duet_sample_extra extra,
+                        duet_sample_scratch *scratch);
+
+/* A logit's log-probability is f32(z - max) - log_sum. */
+typedef struct duet_normaliser {
+  float max;
+  float log_sum;
+} duet_normaliser;
+/* scratch: [vocabulary] floats. */
+duet_normaliser duet_normalise(const duet_kernel_table *kernels, const float *logits, uint32_t vocabulary_size, float *scratch);
+float duet_logprob(duet_normaliser normaliser, float logit);
 /* INVALID with a text when a field or id of the request is out of range. */
 int32_t duet_sample_check(const duet_sample_request *request, uint32_t vocabulary_size, uint32_t logit_row_count);
 
