@@ -15,5 +15,8 @@ export const referenceEntry: DeviceEntry = { name: "reference", create: createRe
 /** Every way that the cpu device can run here. */
 export const cpuEntries: readonly DeviceEntry[] = [];
 
+/** Why there are none; null when there are. */
+export const skippedCpu: string | null = "the cpu device is missing";
+
 /** One entry of each device. */
 export const fastDevices: readonly DeviceEntry[] = [referenceEntry];

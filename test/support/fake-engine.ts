@@ -110,6 +110,7 @@ export class FakeEngine {
           pool: this.pool,
           sequenceMax,
           draftTokenMax,
+          contextMax: limits.contextMax,
           blocksPerSequenceMax: blocksFor(limits.contextMax),
           abortWord: this.words.abortWord,
         }),
@@ -178,7 +179,13 @@ export class FakeEngine {
   #take(output: ChoiceOutput): void {
     const choices = this.emitted.get(output.requestId) ?? [];
     this.emitted.set(output.requestId, choices);
-    const choice = (choices[output.choiceIndex] ??= { tokens: [], logprobs: [], text: "", finishReason: null, last: output });
+    const choice = (choices[output.choiceIndex] ??= {
+      tokens: [],
+      logprobs: [],
+      text: "",
+      finishReason: null,
+      last: output,
+    });
     expect(choice.finishReason).toBeNull();
     choice.tokens.push(...output.tokenIds);
     choice.logprobs.push(...(output.logprobs ?? []));

@@ -59,7 +59,8 @@ export class FakeModel implements DeviceModel {
     }
     if (isAborted(batch)) return "cancelled";
     for (let i = 0; i < batch.logitRowCount; i++) this.#writeLogits(batch, batch.logitRows[i]!, i);
-    if (stats !== undefined) Object.assign(stats, { weightBytes: 1, integerOps: 1, distinctExperts: 1, expertLayers: 1 });
+    if (stats !== undefined)
+      Object.assign(stats, { weightBytes: 1, integerOps: 1, distinctExperts: 1, expertLayers: 1 });
     return "ok";
   }
 
