@@ -11,6 +11,8 @@ export class StepLoop {
   constructor(
     private readonly engine: Engine,
     private readonly words: CancelWords,
+    /** Called each time the work has run out. */
+    private readonly onIdle: () => void,
   ) {}
 
   /** There may be work. */
@@ -25,8 +27,10 @@ export class StepLoop {
   }
 
   readonly #turn = (): void => {
-    if (this.#isClosed || !this.engine.hasWork) {
+    if (this.#isClosed) return;
+    if (!this.engine.hasWork) {
       this.#isTurning = false;
+      this.onIdle();
       return;
     }
     // A cancellation whose message is on its way comes first.

@@ -18,6 +18,8 @@ export interface DraftModelOptions {
   readonly pool: KvBlockPool;
   readonly sequenceMax: number;
   readonly draftTokenMax: number;
+  /** Positions that the draft model has. */
+  readonly contextMax: number;
   readonly blocksPerSequenceMax: number;
   /** The same word as the target's Batch. */
   readonly abortWord: Int32Array | null;
@@ -31,6 +33,7 @@ export class DraftModelProposer implements Proposer {
   readonly #pool: KvBlockPool;
   readonly #batch: Batch;
   readonly #rowMax: number;
+  readonly #contextMax: number;
   readonly #stride: number;
   /** Per runIndex: rows with valid draft KV; and how far the last propose wrote, valid as far as its drafts are accepted. */
   readonly #frontiers: Int32Array;
@@ -48,6 +51,7 @@ export class DraftModelProposer implements Proposer {
     this.#model = options.model;
     this.#pool = options.pool;
     this.#rowMax = options.model.options.rowMax;
+    this.#contextMax = options.contextMax;
     assert(this.#rowMax >= sequenceMax, "a draft step has room for a row of every sequence");
     this.#batch = createBatch({ rowMax: this.#rowMax, sequenceMax, blocksPerSequenceMax }, options.abortWord);
     this.#stride = draftTokenMax;
@@ -63,8 +67,8 @@ export class DraftModelProposer implements Proposer {
     this.#frontiers[sequence.runIndex] = UNKNOWN;
   }
 
-  available(_sequence: DraftSequence, lengthMax: number): number {
-    return lengthMax;
+  available(sequence: DraftSequence, lengthMax: number): number {
+    return Math.max(0, Math.min(lengthMax, this.#contextMax - sequence.tokenCount));
   }
 
   propose(sequences: readonly DraftSequence[], sequenceCount: number, lengths: Int32Array, drafts: Drafts): StepOutcome {
