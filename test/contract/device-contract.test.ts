@@ -1,8 +1,8 @@
-// Who keeps the device contract. A device that cannot run here is named with the reason.
+// Who keeps the device contract. A device that cannot run here is named with the reason; a new one is one more entry.
 
-import { createReferenceDevice } from "../../src/device/reference/reference-device.ts";
-import { describeDeviceContract, type DeviceEntry } from "./device-contract.ts";
+import { test } from "bun:test";
+import { cpuEntries, referenceEntry, skippedCpu } from "../support/devices.ts";
+import { describeDeviceContract } from "./device-contract.ts";
 
-const reference: DeviceEntry = { name: "reference", create: createReferenceDevice, family: "reference" };
-
-describeDeviceContract([reference]);
+describeDeviceContract([referenceEntry, ...cpuEntries]);
+if (skippedCpu !== null) test.skip(`the cpu device (skipped: ${skippedCpu})`, () => {});

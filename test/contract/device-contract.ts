@@ -10,6 +10,7 @@ import { draftWith } from "../../src/device/reference/draft.ts";
 import { createReferenceDevice } from "../../src/device/reference/reference-device.ts";
 import { createSampler, logNormaliser, logprobOf } from "../../src/device/reference/sampler.ts";
 import { createSampleResult, type SampleRequest, TOP_LOGPROBS_MAX } from "../../src/device/sampling.ts";
+import type { DeviceEntry } from "../support/devices.ts";
 import { greedyParams, sampleRequest, samplingCases } from "../support/sampling.ts";
 import { createCases } from "./cases.ts";
 import {
@@ -23,13 +24,6 @@ import {
   type Outputs,
   runRows,
 } from "./run-rows.ts";
-
-export interface DeviceEntry {
-  readonly name: string;
-  create(): Device;
-  /** Entries of one family give the same bits as the family's first. Row independence is bitwise for these too. */
-  readonly family: string;
-}
 
 const caseSet = createCases();
 const { cases } = caseSet;

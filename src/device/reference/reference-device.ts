@@ -12,10 +12,9 @@ import { type Batch, KV_BLOCK_TOKENS } from "../batch.ts";
 import type { Device, DeviceDescription, DeviceModel, ModelOptions, StepOutcome, StepStats } from "../device.ts";
 import type { SampleRequest, SampleResult } from "../sampling.ts";
 import { draftWith } from "./draft.ts";
-import { createKvStore } from "./kv-store.ts";
-import { type RunState, runOp } from "./ops.ts";
+import { runOp } from "./ops.ts";
+import { createRunState, type RunState } from "./run-state.ts";
 import { createSampler, logNormaliser, logprobOf } from "./sampler.ts";
-import { createDecodedTensors } from "./tensors.ts";
 
 export function createReferenceDevice(): Device {
   return {
@@ -159,41 +158,4 @@ class ReferenceModel implements DeviceModel {
       assert(batch.logitRows[i]! < batch.rowCount, `logit row ${i} is a row of the batch`);
     }
   }
-}
-
-function createRunState(container: Container, program: Program, options: ModelOptions): RunState {
-  const { shape, slots } = program;
-  const vocabularySize = shape.vocabularyRows[0] + shape.vocabularyRows[1];
-  const expertTotal = shape.expertCount[0] + shape.expertCount[1];
-  const active = shape.expertGroupCount * shape.activePerGroup;
-  const widestSlot = Math.max(shape.hiddenDim, ...slots.flatMap((slot) => slot.columns));
-  const widestHidden = Math.max(shape.expertDim, ...shape.ffnColumns);
-  return {
-    program,
-    tensors: createDecodedTensors(container),
-    kv: createKvStore(shape, options.kvBlockCount),
-    kvType: options.kvType,
-    slots: slots.map((slot) => {
-      const first = new Float32Array(options.rowMax * slotColumns(slot, 0));
-      return [first, slot.isPerDie ? new Float32Array(options.rowMax * slotColumns(slot, 1)) : first] as const;
-    }),
-    logits: new Float32Array(options.logitRowMax * vocabularySize),
-    vocabularySize,
-    expertIds: new Int32Array(options.rowMax * active),
-    routingWeights: new Float32Array(options.rowMax * active),
-    scratch: {
-      input: new Float64Array(widestSlot),
-      hiddenInput: new Float64Array(widestHidden),
-      gate: new Float32Array(widestHidden),
-      up: new Float32Array(widestHidden),
-      hidden: new Float32Array(widestHidden),
-      output: new Float32Array(shape.hiddenDim),
-      routerLogits: new Float32Array(expertTotal),
-      scores: new Float64Array(expertTotal),
-      headSums: new Float64Array(shape.headDim),
-      kvSlots: new Int32Array(shape.contextMax),
-      attnScores: new Float64Array(shape.contextMax),
-    },
-    stats: { weightBytes: 0, integerOps: 0, distinctExperts: 0, expertLayers: 0 },
-  };
 }
