@@ -1,5 +1,5 @@
-// ModelShape: the numbers of a model, read from a Hugging Face config or a container header, validated once and frozen.
-// This is the only place that knows the config's key names.
+// ModelShape: the numbers of a model, as a container header holds them (manifest.ts reads them from a Hugging Face config),
+// validated once and frozen.
 
 import { z } from "zod";
 import { DuetError } from "../base/errors.ts";
