@@ -139,7 +139,7 @@ export function gumbelNoise(
   return Math.fround(-Math.log(-Math.log1p(-v)));
 }
 
-/** m and log S of a row: a token's log-probability is f32(z − m) − log S. */
+/** m and log S of a row, both float32: a token's log-probability is f32(z − m) − log S. */
 export function logNormaliser(logits: Float32Array): { max: number; logSum: number } {
   const max = logits[argmax(logits)]!;
   const lanes = new Float32Array(16);
@@ -149,7 +149,7 @@ export function logNormaliser(logits: Float32Array): { max: number; logSum: numb
   for (let width = 8; width >= 1; width /= 2) {
     for (let lane = 0; lane < width; lane++) lanes[lane] = lanes[lane]! + lanes[lane + width]!;
   }
-  return { max, logSum: Math.log(lanes[0]!) };
+  return { max, logSum: Math.fround(Math.log(lanes[0]!)) };
 }
 
 /** log softmax of one token. */
