@@ -1,7 +1,7 @@
 // The shipped models as tests find them: containers, golden outputs, the held-out text, and the float16 containers that are
 // packed on the spot where the checkpoint folders are there.
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createTokenizer } from "../../src/tokenizer/tokenizer.ts";
@@ -40,9 +40,15 @@ export function readGolden(model: ModelName): Golden {
   return JSON.parse(readFileSync(join(ROOT, "models", model, "golden.json"), "utf8")) as Golden;
 }
 
-/** Where a model's checkpoint is, or null: DUET_FABLE_CHECKPOINT names fable's folder, the draft model's lies beside it. */
+/**
+ * Where a model's checkpoint is, or null: DUET_FABLE_CHECKPOINT names fable's folder, else it is models/fable of a folder beside
+ * the repository. The draft model's lies beside it.
+ */
 export function checkpointFolder(model: ModelName): string | null {
-  const fable = process.env["DUET_FABLE_CHECKPOINT"] ?? join(ROOT, "../shared/models/fable");
+  const beside = readdirSync(join(ROOT, "..")).map((name) => join(ROOT, "..", name, "models/fable"));
+  const candidates = [process.env["DUET_FABLE_CHECKPOINT"] ?? [], beside].flat();
+  const fable = candidates.find((folder) => existsSync(join(folder, "model.safetensors")));
+  if (fable === undefined) return null;
   const folder = model === "fable" ? fable : `${fable}-draft`;
   return existsSync(join(folder, "model.safetensors")) ? folder : null;
 }
