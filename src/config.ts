@@ -54,6 +54,8 @@ export interface InspectCommand {
   readonly isJson: boolean;
   readonly isVerified: boolean;
   readonly listsTensors: boolean;
+  /** The forward pass as ops, and what each die holds. */
+  readonly listsProgram: boolean;
 }
 
 export interface EvalCommand {
@@ -306,6 +308,7 @@ function addFileCommands(cli: Cli, done: (command: DuetCommand) => void): void {
     .option("--json", "machine-readable", false)
     .option("--verify", "check every checksum", false)
     .option("--tensors", "list every tensor", false)
+    .option("--program", "list the forward pass, and what each die holds", false)
     .addHelpText("after", "\nExample:\n  $ duet inspect models/fable/fable.duet --verify")
     .action((containerPath: string, raw) => {
       done({
@@ -314,6 +317,7 @@ function addFileCommands(cli: Cli, done: (command: DuetCommand) => void): void {
         isJson: raw.json,
         isVerified: raw.verify,
         listsTensors: raw.tensors,
+        listsProgram: raw.program,
       });
     });
 }

@@ -2,6 +2,9 @@
 
 import { formatBytes } from "../base/units.ts";
 import type { InspectCommand } from "../config.ts";
+import { compileProgram } from "../model/compile.ts";
+import { describeProgram } from "../model/describe.ts";
+import { describePlacement } from "../model/placement.ts";
 import { readContainer } from "../weights/container.ts";
 import { formatInspectReport, inspectContainer } from "../weights/inspect.ts";
 import { createProgress, formatTable, print } from "./terminal.ts";
@@ -35,6 +38,9 @@ export function inspect(command: InspectCommand): number {
           })),
         ),
       );
+    }
+    if (command.listsProgram) {
+      print(`\n${describePlacement(container)}\n\n${describeProgram(compileProgram(container), container)}`);
     }
   }
   return report.checksums === "failed" ? 1 : 0;
