@@ -25,7 +25,12 @@ export function emitTokens(sequence: Sequence, result: SampleResult, nowMs: numb
 }
 
 /** The last output of a sequence that ends without a token: cancelled, or failed. */
-export function endOutput(sequence: Sequence, reason: FinishReason, message: string | null, nowMs: number): ChoiceOutput {
+export function endOutput(
+  sequence: Sequence,
+  reason: FinishReason,
+  message: string | null,
+  nowMs: number,
+): ChoiceOutput {
   sequence.text.finish();
   return createOutput(sequence, [], null, reason, message, nowMs);
 }

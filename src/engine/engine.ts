@@ -118,9 +118,12 @@ export class Engine {
       const why = this.#state === "draining" ? "is shutting down" : `has failed: ${this.#unhealthyReason}`;
       throw new RequestError(503, `the engine ${why}`, null, `engine_${this.#state}`);
     }
-    if (this.#requests.has(requestId)) throw new RequestError(400, `request ${requestId} is running already`, "requestId");
-    if (promptTokens.length === 0) throw new RequestError(400, "the prompt has no tokens; expected at least 1", "prompt");
-    if (outputTokenMax < 1) throw new RequestError(400, `expected at least 1 output token, got ${outputTokenMax}`, "max_tokens");
+    if (this.#requests.has(requestId))
+      throw new RequestError(400, `request ${requestId} is running already`, "requestId");
+    if (promptTokens.length === 0)
+      throw new RequestError(400, "the prompt has no tokens; expected at least 1", "prompt");
+    if (outputTokenMax < 1)
+      throw new RequestError(400, `expected at least 1 output token, got ${outputTokenMax}`, "max_tokens");
     this.#scheduler.checkAdmissible(promptTokens.length, outputTokenMax);
     const arrivalMs = this.#parts.clock.nowMs();
     const state: RequestState = {

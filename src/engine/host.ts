@@ -1,7 +1,7 @@
 // An open engine with its step loop, as the thread that runs it holds it: the same for the worker and for an engine on the
 // caller's thread.
 
-import { CancelWords } from "./cancel-words.ts";
+import type { CancelWords } from "./cancel-words.ts";
 import type { EngineOptions } from "./client.ts";
 import type { Engine, EngineEvents } from "./engine.ts";
 import type { EngineRequest, EngineStatus } from "./messages.ts";

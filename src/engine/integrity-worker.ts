@@ -9,7 +9,7 @@ declare const self: Worker;
 
 const LOWEST_PRIORITY = 19;
 
-self.onmessage = (event: MessageEvent<readonly string[]>) => {
+self.addEventListener("message", (event: MessageEvent<readonly string[]>) => {
   let failure: string | null = null;
   try {
     // On Linux this is the calling thread's priority alone.
@@ -20,4 +20,4 @@ self.onmessage = (event: MessageEvent<readonly string[]>) => {
   }
   const report: IntegrityReport = { failure };
   self.postMessage(report);
-};
+});

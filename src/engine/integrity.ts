@@ -34,8 +34,8 @@ export function watchIntegrity(containers: readonly Container[], engine: Engine)
     engine.integrity = failure === null ? "verified" : "failed";
     if (failure !== null) engine.fail(failure);
   };
-  worker.onmessage = (event: MessageEvent<IntegrityReport>) => settle(event.data.failure);
-  worker.onerror = (event) => settle(`the integrity check ended early: ${event.message}`);
+  worker.addEventListener("message", (event: MessageEvent<IntegrityReport>) => settle(event.data.failure));
+  worker.addEventListener("error", (event) => settle(`the integrity check ended early: ${event.message}`));
   worker.postMessage(containers.map((container) => container.path));
   worker.unref();
   return () => worker.terminate();

@@ -37,7 +37,11 @@ interface Model {
 }
 
 /** DuetError for containers, device or memory that don't do; nothing stays open then. */
-export async function openEngine(options: EngineOptions, words: CancelWords, events: EngineEvents): Promise<OpenEngine> {
+export async function openEngine(
+  options: EngineOptions,
+  words: CancelWords,
+  events: EngineEvents,
+): Promise<OpenEngine> {
   const target = readModel(options.containerPath);
   const draft = readDraft(options, target.container);
   const containers = [target.container, ...(draft === null ? [] : [draft.container])];
@@ -45,8 +49,7 @@ export async function openEngine(options: EngineOptions, words: CancelWords, eve
   const device = await createDevice(options);
   try {
     const opened = assemble(options, target, draft, device, words, events);
-    const stopWatching =
-      options.verify === "background" ? watchIntegrity(containers, opened.engine) : () => {};
+    const stopWatching = options.verify === "background" ? watchIntegrity(containers, opened.engine) : () => {};
     if (options.verify === "eager") opened.engine.integrity = "verified";
     return {
       engine: opened.engine,
@@ -99,7 +102,7 @@ async function createDevice(options: EngineOptions): Promise<Device> {
     return (await import("../device/reference/reference-device.ts")).createReferenceDevice();
   }
   const { createCpuDevice } = await import("../device/cpu/cpu-device.ts");
-  return createCpuDevice({ threadCount: options.threadCount, isPinned: options.isPinned, isa: options.isa });
+  return createCpuDevice({ laneCount: options.threadCount, isPinned: options.isPinned, isa: options.isa });
 }
 
 function assemble(
@@ -149,7 +152,8 @@ function assemble(
         }),
       );
     }
-    if (options.speculation === "ngram" || options.speculation === "auto") proposers.push(new NgramProposer(sequenceMax));
+    if (options.speculation === "ngram" || options.speculation === "auto")
+      proposers.push(new NgramProposer(sequenceMax));
     const tokenizer = createTokenizer({
       tokenizerJson: JSON.parse(header.tokenizer.tokenizerJson),
       tokenizerConfig: JSON.parse(header.tokenizer.tokenizerConfigJson),

@@ -74,7 +74,8 @@ export class Scheduler {
       );
     }
     const queued = new Set(this.waiting.filter((s) => !s.owner.isStarted).map((s) => s.owner)).size;
-    if (queued >= queueMax) {
+    // Those that the next step may start don't count.
+    if (queued - this.#freeRunIndices.length >= queueMax) {
       throw new RequestError(429, `${queued} requests are waiting already; try again later`, null, "queue_full");
     }
   }
@@ -213,7 +214,8 @@ export class Scheduler {
   /** Blocks that running sequences were promised and have not taken yet. */
   #outstanding(): number {
     let blocks = 0;
-    for (const sequence of this.running) blocks += Math.max(0, sequence.reservedBlocks - sequence.blockTable.blockCount);
+    for (const sequence of this.running)
+      blocks += Math.max(0, sequence.reservedBlocks - sequence.blockTable.blockCount);
     return blocks;
   }
 

@@ -25,13 +25,14 @@ export async function startWorkerEngine(options: EngineOptions): Promise<EngineC
 
 function waitUntilReady(worker: Worker, open: ToEngine): Promise<EngineStatus> {
   const { promise, resolve, reject } = Promise.withResolvers<EngineStatus>();
-  const crash = (why: string) => reject(new DuetError("engine_unhealthy", `the engine's worker ended at start: ${why}`));
-  worker.onmessage = (event: MessageEvent<FromEngine>) => {
+  const crash = (why: string) =>
+    reject(new DuetError("engine_unhealthy", `the engine's worker ended at start: ${why}`));
+  worker.addEventListener("message", (event: MessageEvent<FromEngine>) => {
     const message = event.data;
     if (message.type === "ready") resolve(message.status);
     else if (message.type === "failed") reject(new DuetError(message.code as DuetErrorCode, message.message));
-  };
-  worker.onerror = (event) => crash(event.message);
+  });
+  worker.addEventListener("error", (event) => crash(event.message));
   worker.addEventListener("close", () => crash("no reason given"));
   worker.postMessage(open);
   return promise;
@@ -61,8 +62,8 @@ class WorkerEngine implements EngineClient {
     this.#worker = worker;
     this.#words = words;
     this.#lastStatus = status;
-    worker.onmessage = (event: MessageEvent<FromEngine>) => this.#receive(event.data);
-    worker.onerror = (event) => this.#fail(`the engine's worker crashed: ${event.message}`);
+    worker.addEventListener("message", (event: MessageEvent<FromEngine>) => this.#receive(event.data));
+    worker.addEventListener("error", (event) => this.#fail(`the engine's worker crashed: ${event.message}`));
     worker.addEventListener("close", () => {
       if (!this.#isClosing) this.#fail("the engine's worker ended");
       this.#whenClosed();

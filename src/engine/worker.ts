@@ -64,6 +64,6 @@ async function receive(message: ToEngine): Promise<void> {
   }
 }
 
-self.onmessage = (event: MessageEvent<ToEngine>) => {
+self.addEventListener("message", (event: MessageEvent<ToEngine>) => {
   receive(event.data).catch(sendFailure);
-};
+});

@@ -71,7 +71,12 @@ export class DraftModelProposer implements Proposer {
     return Math.max(0, Math.min(lengthMax, this.#contextMax - sequence.tokenCount));
   }
 
-  propose(sequences: readonly DraftSequence[], sequenceCount: number, lengths: Int32Array, drafts: Drafts): StepOutcome {
+  propose(
+    sequences: readonly DraftSequence[],
+    sequenceCount: number,
+    lengths: Int32Array,
+    drafts: Drafts,
+  ): StepOutcome {
     const count = this.#collect(sequences, sequenceCount, lengths);
     this.catchUpRows = 0;
     if (count === 0) return "ok";

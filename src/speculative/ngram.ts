@@ -27,7 +27,8 @@ class NgramIndex {
   /** Adds the n-grams that end before `count`. */
   extend(tokens: Int32Array, count: number): void {
     for (; this.#indexedCount < count; this.#indexedCount++) {
-      for (let n = NGRAM_MIN; n <= NGRAM_MAX && n <= this.#indexedCount + 1; n++) this.#put(tokens, this.#indexedCount, n);
+      for (let n = NGRAM_MIN; n <= NGRAM_MAX && n <= this.#indexedCount + 1; n++)
+        this.#put(tokens, this.#indexedCount, n);
     }
   }
 
@@ -109,7 +110,12 @@ export class NgramProposer implements Proposer {
     return this.#continuation(sequence) < 0 ? 0 : lengthMax;
   }
 
-  propose(sequences: readonly DraftSequence[], sequenceCount: number, lengths: Int32Array, drafts: Drafts): StepOutcome {
+  propose(
+    sequences: readonly DraftSequence[],
+    sequenceCount: number,
+    lengths: Int32Array,
+    drafts: Drafts,
+  ): StepOutcome {
     for (let s = 0; s < sequenceCount; s++) {
       const length = lengths[s]!;
       if (length === 0) continue;

@@ -4,7 +4,15 @@
 import { describe, expect, test } from "bun:test";
 import * as fc from "fast-check";
 import { DuetError, RequestError } from "../../src/base/errors.ts";
-import { type Emitted, FakeEngine, type FakeEngineOptions, GREEDY, promptOf, request, SAMPLED } from "../support/fake-engine.ts";
+import {
+  type Emitted,
+  FakeEngine,
+  type FakeEngineOptions,
+  GREEDY,
+  promptOf,
+  request,
+  SAMPLED,
+} from "../support/fake-engine.ts";
 
 /** Tokens of a request that runs alone, without speculation, cache or chunks. */
 function alone(prompt: readonly number[], fields: Parameters<typeof request>[1] = {}): Emitted[] {
@@ -53,17 +61,23 @@ describe("tokens do not depend on", () => {
   test("preemption", () => {
     // 24 sequences of up to 5 blocks each share 20 blocks.
     const engine = new FakeEngine({ kvBlockCount: 20, sequenceMax: 24, isPrefixCached: false });
-    const requests = Array.from({ length: 24 }, (_, i) => request(promptOf(20, i), { outputTokenMax: 300, params: SAMPLED }));
+    const requests = Array.from({ length: 24 }, (_, i) =>
+      request(promptOf(20, i), { outputTokenMax: 300, params: SAMPLED }),
+    );
     for (const each of requests) engine.engine.submit(each);
     engine.finish();
     expect(engine.engine.status().totals.preemptionCount).toBe(0);
     // Admission sets 256 output tokens aside; only beyond that can sequences be preempted.
-    const longer = Array.from({ length: 2 }, (_, i) => request(promptOf(20, i), { outputTokenMax: 440, params: SAMPLED }));
+    const longer = Array.from({ length: 2 }, (_, i) =>
+      request(promptOf(20, i), { outputTokenMax: 440, params: SAMPLED }),
+    );
     for (const each of longer) engine.engine.submit(each);
     engine.finish();
     expect(engine.engine.status().totals.preemptionCount).toBeGreaterThan(0);
     for (const [i, each] of longer.entries()) {
-      expect(engine.of(each)[0]?.tokens).toEqual(alone(promptOf(20, i), { outputTokenMax: 440, params: SAMPLED })[0]!.tokens);
+      expect(engine.of(each)[0]?.tokens).toEqual(
+        alone(promptOf(20, i), { outputTokenMax: 440, params: SAMPLED })[0]!.tokens,
+      );
     }
     engine.expectIdle();
   });
@@ -107,7 +121,13 @@ describe("tokens do not depend on", () => {
           for (let i = 0; i < each.stepsBefore; i++) advance();
           const params = each.isSampled ? SAMPLED : GREEDY;
           const { outputTokenMax, choiceCount, speculation, priority } = each;
-          const given = request(promptOf(each.length, each.seed), { params, outputTokenMax, choiceCount, speculation, priority });
+          const given = request(promptOf(each.length, each.seed), {
+            params,
+            outputTokenMax,
+            choiceCount,
+            speculation,
+            priority,
+          });
           fake.engine.submit(given);
           if (each.cancelAfter !== null) cancels.push({ id: given.requestId, atTurn: turn + each.cancelAfter });
           return { each, given, isCancelled: each.cancelAfter !== null };
@@ -160,7 +180,12 @@ describe("finishing", () => {
     const first = tokens.indexOf(stop);
     const [got] = new FakeEngine().complete(request(prompt, { outputTokenMax: 30, stopTokenIds: [stop] }));
     expect(got?.tokens).toEqual(tokens.slice(0, first + 1));
-    expect(got?.text).toBe(tokens.slice(0, first).map((id) => `<${id}> `).join(""));
+    expect(got?.text).toBe(
+      tokens
+        .slice(0, first)
+        .map((id) => `<${id}> `)
+        .join(""),
+    );
     expect(got?.finishReason).toBe("stop");
     expect(got?.last.stopString).toBeNull();
     expect(got?.last.usage?.outputTokenCount).toBe(first + 1);

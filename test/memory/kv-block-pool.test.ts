@@ -91,9 +91,9 @@ test("no leak, no double use, and the counts add up", () => {
   const commands = [
     fc.constant(new Take()),
     fc.constant(new Take()),
-    fc.tuple(fc.constantFrom("retain" as const, "release" as const, "index" as const), block).map(
-      ([action, index]) => new OnBlock(action, index),
-    ),
+    fc
+      .tuple(fc.constantFrom("retain" as const, "release" as const, "index" as const), block)
+      .map(([action, index]) => new OnBlock(action, index)),
   ];
   fc.assert(
     fc.property(fc.commands(commands, { maxCommands: 60 }), (sequence) => {

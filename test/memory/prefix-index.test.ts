@@ -8,11 +8,18 @@ import { PrefixIndex, ROOT_ENTRY } from "../../src/memory/prefix-index.ts";
 
 /** Tokens from one letter per block: equal letters are equal blocks. */
 function tokensOf(text: string): Int32Array {
-  return Int32Array.from([...text].flatMap((letter) => Array.from({ length: 32 }, (_, i) => letter.charCodeAt(0) * (i + 1))));
+  return Int32Array.from(
+    [...text].flatMap((letter) => Array.from({ length: 32 }, (_, i) => letter.charCodeAt(0) * (i + 1))),
+  );
 }
 
 /** What an engine does with a prompt: match, take the rest, compute, index. Returns the table and the matched block count. */
-function admit(pool: KvBlockPool, index: PrefixIndex, text: string, salt: string): { table: BlockTable; matched: number } {
+function admit(
+  pool: KvBlockPool,
+  index: PrefixIndex,
+  text: string,
+  salt: string,
+): { table: BlockTable; matched: number } {
   const tokens = tokensOf(text);
   const table = new BlockTable(pool, text.length);
   let entry = index.match(tokens, text.length, salt, table);

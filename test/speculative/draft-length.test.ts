@@ -3,7 +3,11 @@
 import { expect, test } from "bun:test";
 import * as fc from "fast-check";
 import { expectedAccepted } from "../../src/speculative/acceptance.ts";
-import { chooseDraftLengths, createDraftLengthScratch, type DraftLengthProblem } from "../../src/speculative/draft-length.ts";
+import {
+  chooseDraftLengths,
+  createDraftLengthScratch,
+  type DraftLengthProblem,
+} from "../../src/speculative/draft-length.ts";
 
 interface Case {
   readonly rates: readonly (readonly number[])[];
@@ -48,7 +52,9 @@ function choose(each: Case): { lengths: number[]; speed: number; problem: DraftL
 function allLengths(count: number, min: number): number[][] {
   if (count === 0) return [[]];
   const rest = allLengths(count - 1, min);
-  return Array.from({ length: STRIDE - min + 1 }, (_, i) => i + min).flatMap((length) => rest.map((tail) => [length, ...tail]));
+  return Array.from({ length: STRIDE - min + 1 }, (_, i) => i + min).flatMap((length) =>
+    rest.map((tail) => [length, ...tail]),
+  );
 }
 
 const rate = fc.double({ min: 0, max: 1, noNaN: true });
@@ -67,7 +73,9 @@ test("no other lengths are faster when drafting is free", () => {
     fc.property(plain, (each) => {
       const { lengths, speed, problem } = choose(each);
       expect(speed).toBeCloseTo(speedOf(problem, each, lengths), 9);
-      const best = Math.max(...allLengths(each.rates.length, each.lengthMin).map((other) => speedOf(problem, each, other)));
+      const best = Math.max(
+        ...allLengths(each.rates.length, each.lengthMin).map((other) => speedOf(problem, each, other)),
+      );
       expect(speed).toBeGreaterThanOrEqual(best * (1 - 1e-9));
     }),
   );

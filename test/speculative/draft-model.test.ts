@@ -11,7 +11,9 @@ import { FakeModel } from "../support/fake-model.ts";
 
 type Growing = { -readonly [K in keyof DraftSequence]: DraftSequence[K] };
 
-const TEXT = new FakeEngine({ proposers: [], draftTokenMax: 0 }).complete(request(promptOf(70), { outputTokenMax: 60 }))[0]!;
+const TEXT = new FakeEngine({ proposers: [], draftTokenMax: 0 }).complete(
+  request(promptOf(70), { outputTokenMax: 60 }),
+)[0]!;
 const TOKENS = Int32Array.from([...promptOf(70), ...TEXT.tokens]);
 
 function setUp(rowMax: number): { proposer: DraftModelProposer; pool: KvBlockPool; model: FakeModel } {

@@ -96,7 +96,11 @@ const dearRows = (rows: number) => rows * 10;
 
 describe("auto", () => {
   test("drafts as long as it can where drafts are accepted and rows are cheap", () => {
-    const machine = { stepMs: cheapRows, speculation: "auto" as const, proposers: { draft: { draftMs: 0.2, rate: 0.95 } } };
+    const machine = {
+      stepMs: cheapRows,
+      speculation: "auto" as const,
+      proposers: { draft: { draftMs: 0.2, rate: 0.95 } },
+    };
     const outcome = simulate(machine, 2000);
     expect(outcome.lengthMean).toBeGreaterThan(DRAFT_MAX - 0.5);
     expect(outcome.tokensPerMs).toBeGreaterThan(3.5 / cheapRows(1));
