@@ -1,7 +1,9 @@
 // The devices that this machine can test, each with the family inside which bits must agree.
 
+import { createCpuDevice } from "../../src/device/cpu/cpu-device.ts";
 import type { Device } from "../../src/device/device.ts";
 import { createReferenceDevice } from "../../src/device/reference/reference-device.ts";
+import { isNativeAvailable, openNative } from "../../src/native/library.ts";
 
 export interface DeviceEntry {
   readonly name: string;
@@ -12,11 +14,26 @@ export interface DeviceEntry {
 
 export const referenceEntry: DeviceEntry = { name: "reference", create: createReferenceDevice, family: "reference" };
 
-/** Every way that the cpu device can run here. */
-export const cpuEntries: readonly DeviceEntry[] = [];
+/** Odd: one team runs both dies; even: a team for each. */
+const LANE_COUNTS = [1, 2, 3];
 
-/** Why there are none; null when there are. */
-export const skippedCpu: string | null = "the cpu device is missing";
+/** Why there are no cpu entries; null when there are. */
+export const skippedCpu = isNativeAvailable() ? null : "the kernel library is not built: node scripts/build-native.mjs";
+
+/** Every way that the cpu device can run here: the plain twin with one lane first, the fastest instruction set last. */
+export const cpuEntries: readonly DeviceEntry[] = skippedCpu === null ? listCpuEntries() : [];
 
 /** One entry of each device. */
-export const fastDevices: readonly DeviceEntry[] = [referenceEntry];
+export const fastDevices: readonly DeviceEntry[] = [referenceEntry, ...cpuEntries.slice(-1)];
+
+function listCpuEntries(): DeviceEntry[] {
+  const { isas, bestIsa } = openNative().cpu;
+  const slowestFirst = [...isas.filter((isa) => isa !== bestIsa), bestIsa];
+  return slowestFirst.flatMap((isa) =>
+    LANE_COUNTS.map((laneCount) => ({
+      name: `cpu ${isa}, ${laneCount} ${laneCount === 1 ? "lane" : "lanes"}`,
+      create: () => createCpuDevice({ isa, laneCount }),
+      family: "cpu",
+    })),
+  );
+}
