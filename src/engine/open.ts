@@ -6,6 +6,7 @@ import { systemClock } from "../base/clock.ts";
 import { DuetError } from "../base/errors.ts";
 import { KV_BLOCK_TOKENS } from "../device/batch.ts";
 import type { Device, DeviceModel } from "../device/device.ts";
+import { openDevice } from "../device/open-device.ts";
 import { blocksFor } from "../memory/block-table.ts";
 import { KvBlockPool } from "../memory/kv-block-pool.ts";
 import { PrefixIndex } from "../memory/prefix-index.ts";
@@ -46,7 +47,7 @@ export async function openEngine(
   const draft = readDraft(options, target.container);
   const containers = [target.container, ...(draft === null ? [] : [draft.container])];
   if (options.verify === "eager") checkIntegrity(containers);
-  const device = await createDevice(options);
+  const device = await openDevice(options);
   try {
     const opened = assemble(options, target, draft, device, words, events);
     const stopWatching = options.verify === "background" ? watchIntegrity(containers, opened.engine) : () => {};
@@ -94,15 +95,6 @@ function readDraft(options: EngineOptions, target: Container): Model | null {
     });
   }
   return draft;
-}
-
-/** Devices load on demand: neither costs anything where the other is used. */
-async function createDevice(options: EngineOptions): Promise<Device> {
-  if (options.deviceKind === "reference") {
-    return (await import("../device/reference/reference-device.ts")).createReferenceDevice();
-  }
-  const { createCpuDevice } = await import("../device/cpu/cpu-device.ts");
-  return createCpuDevice({ laneCount: options.threadCount, isPinned: options.isPinned, isa: options.isa });
 }
 
 function assemble(
