@@ -11,7 +11,7 @@ import { readContainer } from "../src/weights/container.ts";
 import type { RecipeName } from "../src/weights/header.ts";
 import { packCheckpoint } from "../src/weights/packer.ts";
 import { measureAgreement, windowsOf } from "../test/support/agreement.ts";
-import { cpuEntries, referenceEntry } from "../test/support/devices.ts";
+import { fastCpu, referenceEntry } from "../test/support/devices.ts";
 import { validationTokens } from "../test/support/fable.ts";
 import { openSingleSequence } from "../test/support/single-sequence.ts";
 
@@ -32,7 +32,7 @@ if (folder === undefined || !existsSync(join(folder, "model.safetensors"))) {
   process.exit(2);
 }
 const windowMax = values.windows === undefined ? null : Number(values.windows);
-const entry = cpuEntries.at(-1) ?? referenceEntry;
+const entry = fastCpu ?? referenceEntry;
 const temporary = mkdtempSync(join(tmpdir(), "duet-measure-"));
 try {
   const device = entry.create();

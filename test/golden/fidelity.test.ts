@@ -1,14 +1,14 @@
 // What quantising costs, on held-out text: KV in fp16 against float32, and the recipes against float16. A subset of the windows
 // that scripts/measure-quantisation.ts prints in full.
 
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { defined } from "../../src/base/assert.ts";
 import { evaluatePerplexity } from "../../src/bench/evaluate.ts";
 import type { Device, KvType } from "../../src/device/device.ts";
 import { readContainer } from "../../src/weights/container.ts";
 import type { RecipeName } from "../../src/weights/header.ts";
 import { measureAgreement, windowsOf } from "../support/agreement.ts";
-import { cpuEntries, skippedCpu } from "../support/devices.ts";
+import { fastCpu, skippedCpu } from "../support/devices.ts";
 import {
   containerPath,
   createPackedModels,
@@ -17,6 +17,8 @@ import {
   validationTokens,
 } from "../support/fable.ts";
 import { openSingleSequence } from "../support/single-sequence.ts";
+
+setDefaultTimeout(60_000);
 
 const WINDOW_TOKENS = 512;
 const WINDOW_MAX = 24;
@@ -29,7 +31,7 @@ suite(`fidelity of quantised fable on held-out text ${reason ?? ""}`, () => {
   let packed: ReturnType<typeof createPackedModels>;
   let tokens: number[];
   beforeAll(() => {
-    device = defined(cpuEntries.at(-1)).create();
+    device = defined(fastCpu).create();
     packed = createPackedModels();
     tokens = validationTokens(readContainer(containerPath("fable")));
   });

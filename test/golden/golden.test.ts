@@ -1,14 +1,16 @@
 // The float16 container against what PyTorch computed in float32 over the same weights.
 
-import { afterAll, describe, expect, test } from "bun:test";
+import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { assert, defined } from "../../src/base/assert.ts";
 import { compileProgram } from "../../src/model/compile.ts";
 import { readTensor } from "../../src/weights/container.ts";
 import type { Container } from "../../src/weights/header.ts";
 import { decodeMatrix } from "../../src/weights/quantise.ts";
-import { fastDevices } from "../support/devices.ts";
+import { oneOfEach } from "../support/devices.ts";
 import { createPackedModels, hasCheckpoints, MODEL_NAMES, NEEDS_CHECKPOINT, readGolden } from "../support/fable.ts";
 import { openSingleSequence, topTwo } from "../support/single-sequence.ts";
+
+setDefaultTimeout(60_000);
 
 const CONTEXT = 96;
 const LOGIT_TOLERANCE = 2e-2;
@@ -20,7 +22,7 @@ const packed = hasCheckpoints ? createPackedModels() : null;
 afterAll(() => packed?.[Symbol.dispose]());
 const suite = hasCheckpoints ? describe : describe.skip;
 
-suite.each(fastDevices.map((entry) => [entry.name, entry] as const))(
+suite.each(oneOfEach.map((entry) => [entry.name, entry] as const))(
   `golden outputs on %s${hasCheckpoints ? "" : ` ${NEEDS_CHECKPOINT}`}`,
   (_, entry) => {
     test.each(MODEL_NAMES)("%s: the listed logits, at every position", (name) => {

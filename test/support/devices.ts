@@ -23,8 +23,11 @@ export const skippedCpu = isNativeAvailable() ? null : "the kernel library is no
 /** Every way that the cpu device can run here: the plain twin with one lane first, the fastest instruction set last. */
 export const cpuEntries: readonly DeviceEntry[] = skippedCpu === null ? listCpuEntries() : [];
 
+/** The fastest instruction set on one lane, which other load on the machine disturbs least; undefined where there is none. */
+export const fastCpu: DeviceEntry | undefined = cpuEntries.at(-LANE_COUNTS.length);
+
 /** One entry of each device. */
-export const fastDevices: readonly DeviceEntry[] = [referenceEntry, ...cpuEntries.slice(-1)];
+export const oneOfEach: readonly DeviceEntry[] = [referenceEntry, ...(fastCpu === undefined ? [] : [fastCpu])];
 
 function listCpuEntries(): DeviceEntry[] {
   const { isas, bestIsa } = openNative().cpu;
