@@ -79,8 +79,12 @@ export class FakeModel implements DeviceModel {
     return draftWith(this, batch, requests, stepCounts, stepStride, draftTokens, draftProbs);
   }
 
-  score(): void {
-    throw new Error("the fake model does not score");
+  score(tokenIds: Int32Array, out: Float32Array): void {
+    for (let row = 0; row < tokenIds.length; row++) {
+      const logits = this.#logits.subarray(row * FAKE_VOCABULARY, (row + 1) * FAKE_VOCABULARY);
+      const sum = logits.reduce((total, logit) => total + Math.exp(logit), 0);
+      out[row] = logits[tokenIds[row]!]! - Math.log(sum);
+    }
   }
 
   readLogits(): void {
