@@ -1,7 +1,7 @@
 /* The kernel table on 256-bit registers: a template for AVX2 and for AVX2 with AVX-VNNI. Owns the q4 and q8 matmuls there;
  * the rest is kernels-rows.h over two registers of 8 lanes.
  *
- * The including unit defines DUET_TABLE_ISA, and DUET_HAS_DPBUSD where vpdpbusd exists. Without it, products go through
+ * The including unit defines DUET_HAS_DPBUSD as 0 or 1 and, with 1, DUET_DPBUSD(sum, unsigned, signed). With 0, products go through
  * vpmaddubsw, which saturates int16 sums of two: q8 takes |w| and sign(q, w), at most 2 x 127 x 127; q4 adds the 8
  * products of a quantBlock in int16, at most 8 x 2 x 15 x 127, before widening. Both are exact.
  */
@@ -120,9 +120,7 @@ X16 int x16_store_i8(void *p, x16 x, x16 y) {
 
 /* ---- q4 and q8 matrices (rule 3) ----
  *
- * Half a rowTile (8 rows) at a time: a group of 4 inputs of 8 rows is one register. */
-
-#define DUET_PREFETCH_BYTES 4096 /* ahead of the weights being read, when few rows make memory the limit */
+ * A group of 4 inputs of half a rowTile (8 rows) is one register. */
 
 DUET_INLINE __m256i broadcast_i32(const void *p) {
   int32_t x;
@@ -146,7 +144,7 @@ DUET_INLINE void load_groups(const int is_q4, const uint8_t *p, int c, __m256i w
 /* The exact integer dot products of R rows with a quantBlock of 8 weight rows; q[r] is the row's 32 inputs. */
 DUET_INLINE void block_dots(const int R, const int is_q4, const uint8_t *p, const int8_t *const q[],
                             const int32_t sums[], __m256i dot[]) {
-#if defined(DUET_HAS_DPBUSD)
+#if DUET_HAS_DPBUSD
   for (int r = 0; r < R; r++) dot[r] = _mm256_set1_epi32(-sums[r] * (is_q4 ? 8 : 128));
   for (int c = 0; c < 4; c++) {
     __m256i w[2];
@@ -187,57 +185,71 @@ DUET_INLINE void block_dots(const int R, const int is_q4, const uint8_t *p, cons
 #endif
 }
 
-/* R rows from `row` on against one rowTile. */
-DUET_INLINE void quant_tile_rows(const int R, const int is_q4, const duet_matmul_args *a, uint32_t tile, uint32_t row) {
-  const uint8_t *tile_bytes = a->tiles + (size_t)tile * a->tile_step * a->tile_bytes;
+/* R rows from `row` on against `halves` halves of one rowTile from `first_half` on. */
+DUET_INLINE void quant_tile_rows(const int R, const int halves, const int is_q4, const duet_matmul_args *a,
+                                 uint32_t tile, int first_half, uint32_t row) {
   const size_t block_bytes = is_q4 ? 256 : 512;
   const size_t pair_bytes = 64 + 2 * block_bytes;
-  const uint32_t block_count = a->column_count / DUET_QUANT_BLOCK;
+  const uint8_t *pair = a->tiles + (size_t)tile * a->tile_step * a->tile_bytes;
   size_t at[DUET_ROWS_MAX]; /* a row's first quantBlock, in quantBlocks */
   __m256 acc[2][DUET_ROWS_MAX];
   for (int r = 0; r < R; r++) {
     at[r] = matmul_row(a, row + (uint32_t)r) * (a->qx.stride / DUET_QUANT_BLOCK);
     acc[0][r] = acc[1][r] = _mm256_setzero_ps();
   }
-  for (uint32_t block = 0; block < block_count; block++) {
-    const uint8_t *pair = tile_bytes + block / 2 * pair_bytes;
+  for (uint32_t block = 0; block < a->column_count / DUET_QUANT_BLOCK; block++) {
     const uint8_t *bytes = pair + 64 + (block & 1) * block_bytes;
-    if (R <= 2) {
-#pragma GCC unroll 8
-      for (size_t i = 0; i < block_bytes; i += 64) __builtin_prefetch(bytes + DUET_PREFETCH_BYTES + i);
-    }
-    const x16 scale = x16_load_f16(pair + 32 * (block & 1));
     const int8_t *q[DUET_ROWS_MAX];
     int32_t sums[DUET_ROWS_MAX];
     for (int r = 0; r < R; r++) {
       q[r] = a->qx.q + (at[r] + block) * DUET_QUANT_BLOCK;
       sums[r] = a->qx.sums[at[r] + block];
     }
-    for (int half = 0; half < 2; half++) {
+    for (int i = 0; i < halves; i++) {
+      const int half = first_half + i;
+      const __m256 scale =
+          _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(pair + 32 * (block & 1) + 16 * half)));
       __m256i dot[DUET_ROWS_MAX];
       block_dots(R, is_q4, bytes + 32 * half, q, sums, dot);
       for (int r = 0; r < R; r++) {
-        const __m256 step = _mm256_mul_ps(half ? scale.b : scale.a, _mm256_set1_ps(a->qx.scales[at[r] + block]));
-        acc[half][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), step, acc[half][r]);
+        const __m256 step = _mm256_mul_ps(scale, _mm256_set1_ps(a->qx.scales[at[r] + block]));
+        acc[i][r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), step, acc[i][r]);
       }
     }
+    if (block & 1) pair += pair_bytes;
   }
-  for (int r = 0; r < R; r++) {
-    x16 y = {acc[0][r], acc[1][r]};
-    if (a->bias) y = x16_add(y, x16_load(a->bias + (size_t)tile * 16));
-    x16_store(a->out + (row + (uint32_t)r) * a->out_stride + (size_t)tile * 16, y);
+  for (int i = 0; i < halves; i++) {
+    const size_t column = (size_t)tile * 16 + 8 * (size_t)(first_half + i);
+    for (int r = 0; r < R; r++) {
+      __m256 y = acc[i][r];
+      if (a->bias) y = _mm256_add_ps(y, _mm256_loadu_ps(a->bias + column));
+      _mm256_storeu_ps(a->out + (row + (uint32_t)r) * a->out_stride + column, y);
+    }
   }
 }
 
 DUET_INLINE void quant_matmul(const int is_q4, const duet_matmul_args *a) {
+  /* Both halves at once read memory in one ascending stream; several rows fit 16 registers so only where a product needs few. */
+  const int has_few_registers = !DUET_HAS_DPBUSD || is_q4;
   for (uint32_t tile = 0; tile < a->tile_count; tile++) {
     uint32_t runs = (a->row_count + DUET_ROWS_MAX - 1) / DUET_ROWS_MAX;
     for (uint32_t row = 0; row < a->row_count; runs--) {
       const uint32_t rows = (a->row_count - row + runs - 1) / runs; /* even runs: 5 rows are 3 and 2, not 4 and 1 */
-      if (rows == 1) quant_tile_rows(1, is_q4, a, tile, row);
-      else if (rows == 2) quant_tile_rows(2, is_q4, a, tile, row);
-      else if (rows == 3) quant_tile_rows(3, is_q4, a, tile, row);
-      else quant_tile_rows(4, is_q4, a, tile, row);
+      const int halves = rows > 1 && has_few_registers ? 1 : 2;
+      for (int half = 0; half < 2; half += halves) {
+        switch (rows) {
+#define DUET_CASE(R)                                                    \
+  case R:                                                               \
+    if (halves == 2) quant_tile_rows(R, 2, is_q4, a, tile, half, row);  \
+    else quant_tile_rows(R, 1, is_q4, a, tile, half, row);              \
+    break;
+          DUET_CASE(1)
+          DUET_CASE(2)
+          DUET_CASE(3)
+          DUET_CASE(4)
+#undef DUET_CASE
+        }
+      }
       row += rows;
     }
   }

@@ -357,7 +357,6 @@ DUET_INLINE void float_tile_rows(const uint32_t R, const int is_f16, const duet_
     c[r][0] = c[r][1] = c[r][2] = c[r][3] = x16_zero();
   }
   for (uint32_t k = 0; k < a->column_count; k += 4, w += 4 * input_bytes) {
-    if (R == 1) __builtin_prefetch(w + 4096);
     for (uint32_t j = 0; j < 4; j++) {
       const x16 wk = is_f16 ? x16_load_f16(w + j * input_bytes) : x16_load((const float *)(const void *)(w + j * 64));
       for (uint32_t r = 0; r < R; r++) c[r][j] = x16_fma(wk, x16_set1(x[r][k + j]), c[r][j]);

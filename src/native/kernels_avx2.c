@@ -1,5 +1,6 @@
 /* The kernel table for AVX2, FMA and F16C: kernels-256.h with integer products by vpmaddubsw. */
 #if defined(__x86_64__)
+#define DUET_HAS_DPBUSD 0
 #include "kernels-256.h"
 
 DUET_KERNEL_TABLE(DUET_ISA_AVX2);

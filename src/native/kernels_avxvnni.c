@@ -6,7 +6,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#define DUET_HAS_DPBUSD
+#define DUET_HAS_DPBUSD 1
 #if defined(DUET_AVXVNNI_AS_EVEX)
 #define DUET_DPBUSD _mm256_dpbusd_epi32
 #else
