@@ -10,12 +10,16 @@ export interface DraftLengthProblem {
   readonly lengthMax: Int32Array;
   /** 1: drafting costs time (a draft model); 0: it is free (a lookup). */
   readonly isCharged: Uint8Array;
+  /** Milliseconds that a draft costs once, whatever its length: running tokens that the proposer has missed. */
+  readonly startMs: Float64Array;
   /** [sequence][rateStride]: chance that draft i is accepted when all before it were. */
   readonly rates: Float64Array;
   readonly rateStride: number;
   /** Rows of the step without any draft, and how many of them give a token. */
   baseRows: number;
   baseTokens: number;
+  /** Longer drafts than the shortest must promise this share more speed: the estimates are not that good. */
+  readonly margin: number;
   /** Milliseconds of a step of that many rows. */
   stepMs(rows: number): number;
   /** Milliseconds to draft `length` tokens for `sequences` sequences at once. */
@@ -38,12 +42,13 @@ export function createDraftLengthScratch(sequenceMax: number): DraftLengthScratc
  * fall along each draft, so for a cost that depends on the number of rows alone no other choice of as many rows is better.
  */
 export function chooseDraftLengths(problem: DraftLengthProblem, scratch: DraftLengthScratch, out: Int32Array): number {
-  const { sequenceCount, lengthMin, lengthMax, isCharged, rates, rateStride } = problem;
+  const { sequenceCount, lengthMin, lengthMax, isCharged, startMs, rates, rateStride } = problem;
   const { lengths, reach } = scratch;
   let rows = problem.baseRows;
   let tokens = problem.baseTokens;
   let longest = 0;
   let charged = 0;
+  let fixedMs = 0;
   for (let s = 0; s < sequenceCount; s++) {
     assert(lengthMin[s]! <= lengthMax[s]!, "a draft's shortest length is not above its longest");
     lengths[s] = lengthMin[s]!;
@@ -55,11 +60,13 @@ export function chooseDraftLengths(problem: DraftLengthProblem, scratch: DraftLe
     rows += lengths[s]!;
     if (isCharged[s] === 1 && lengths[s]! > 0) {
       charged++;
+      fixedMs += startMs[s]!;
       longest = Math.max(longest, lengths[s]!);
     }
     out[s] = lengths[s]!;
   }
-  let best = tokens / (problem.stepMs(rows) + (charged > 0 ? problem.draftMs(longest, charged) : 0));
+  let best = tokens / (problem.stepMs(rows) + fixedMs + (charged > 0 ? problem.draftMs(longest, charged) : 0));
+  const worthwhile = best * (1 + problem.margin);
   for (;;) {
     let chosen = -1;
     let gain = 0;
@@ -73,15 +80,19 @@ export function chooseDraftLengths(problem: DraftLengthProblem, scratch: DraftLe
     }
     if (chosen < 0) return best;
     if (isCharged[chosen] === 1) {
-      if (lengths[chosen] === 0) charged++;
+      if (lengths[chosen] === 0) {
+        charged++;
+        fixedMs += startMs[chosen]!;
+      }
       longest = Math.max(longest, lengths[chosen]! + 1);
     }
     lengths[chosen] = lengths[chosen]! + 1;
     reach[chosen] = gain;
     rows++;
     tokens += gain;
-    const speed = tokens / (problem.stepMs(rows) + (charged > 0 ? problem.draftMs(longest, charged) : 0));
-    if (speed > best) {
+    const draftMs = fixedMs + (charged > 0 ? problem.draftMs(longest, charged) : 0);
+    const speed = tokens / (problem.stepMs(rows) + draftMs);
+    if (speed > best && speed >= worthwhile) {
       best = speed;
       for (let s = 0; s < sequenceCount; s++) out[s] = lengths[s]!;
     }

@@ -71,6 +71,12 @@ export class DraftModelProposer implements Proposer {
     return Math.max(0, Math.min(lengthMax, this.#contextMax - sequence.tokenCount));
   }
 
+  missedRows(sequence: DraftSequence): number {
+    const known = this.#frontiers[sequence.runIndex]!;
+    if (known === UNKNOWN) this.#frontiers[sequence.runIndex] = this.#findFrontier(sequence);
+    return Math.max(0, sequence.tokenCount - 1 - this.#frontiers[sequence.runIndex]!);
+  }
+
   propose(
     sequences: readonly DraftSequence[],
     sequenceCount: number,

@@ -18,6 +18,10 @@ import { StepCost } from "./step-cost.ts";
 const PROBE_STEPS_MIN = 100;
 const PROBE_STEPS_MAX = 6400;
 const PROBE_LENGTH = 2;
+/** What drafting must promise beyond not drafting: estimates are noisy, and the best of several looks better than it is. */
+const MARGIN = 0.03;
+/** Weight of a new measurement of missedMs. */
+const FOLLOW = 0.1;
 const SEQUENCE_FADE = 0.97;
 const OVERALL_FADE = 0.995;
 
@@ -29,6 +33,8 @@ interface ProposerState {
   readonly bySequence: readonly AcceptanceEstimate[];
   /** Milliseconds per drafted token, by the number of sequences that draft together. */
   readonly cost: StepCost;
+  /** Milliseconds per missed token; 0 until measured. */
+  missedMs: number;
   readonly lengths: Int32Array;
   idleSteps: number;
   probeSteps: number;
@@ -72,6 +78,7 @@ export class Drafter {
       overall: new AcceptanceEstimate(draftTokenMax, OVERALL_FADE),
       bySequence: Array.from({ length: sequenceMax }, () => new AcceptanceEstimate(draftTokenMax, SEQUENCE_FADE)),
       cost: new StepCost(),
+      missedMs: 0,
       lengths: new Int32Array(sequenceMax),
       idleSteps: 0,
       probeSteps: PROBE_STEPS_MIN,
@@ -94,6 +101,8 @@ export class Drafter {
       lengthMin: new Int32Array(sequenceMax),
       lengthMax: new Int32Array(sequenceMax),
       isCharged: new Uint8Array(sequenceMax),
+      startMs: new Float64Array(sequenceMax),
+      margin: MARGIN,
       rates: new Float64Array(sequenceMax * draftTokenMax),
       rateStride: draftTokenMax,
       baseRows: 0,
@@ -185,13 +194,15 @@ export class Drafter {
       const available = state.proposer.available(sequence, limit);
       if (available === 0) continue;
       this.#readRates(state, sequence, available);
-      const speed = this.#speedAlone(state, available);
+      const startMs = this.#startMs(state, sequence);
+      const speed = this.#speedAlone(state, available, startMs);
       if (speed <= best) continue;
       best = speed;
       this.#chosen[s] = p;
       problem.lengthMax[s] = available;
       problem.lengthMin[s] = sequence.speculation === "auto" ? 0 : 1;
       problem.isCharged[s] = state.proposer.name === "draft" ? 1 : 0;
+      problem.startMs[s] = startMs;
       problem.rates.set(this.#rates, s * problem.rateStride);
     }
   }
@@ -201,15 +212,26 @@ export class Drafter {
     for (let i = 0; i < length; i++) this.#rates[i] = own.rate(i, state.overall.rate(i));
   }
 
+  /**
+   * Milliseconds for what the proposer has missed of a sequence. Missed output is charged in full, as it is missed again each time
+   * that another proposer is used; the prompt is run once, so its share of the remaining output is charged.
+   */
+  #startMs(state: ProposerState, sequence: DraftSequence): number {
+    const missed = state.proposer.missedRows(sequence);
+    const missedPrompt = Math.max(0, missed - (sequence.tokenCount - sequence.promptCount));
+    const remaining = Math.max(1, sequence.tokenMax - sequence.tokenCount);
+    return state.missedMs * (missed - missedPrompt + missedPrompt / remaining);
+  }
+
   /** Tokens per millisecond at this proposer's best length if every sequence of the step did the same. */
-  #speedAlone(state: ProposerState, lengthMax: number): number {
+  #speedAlone(state: ProposerState, lengthMax: number, startMs: number): number {
     const { baseRows, baseTokens } = this.#problem;
     const isCharged = state.proposer.name === "draft";
     let best = 0;
     for (let length = 1; length <= lengthMax; length++) {
       const tokens = baseTokens * (1 + expectedAccepted(this.#rates, length));
       const ms = this.#stepCost.predict(baseRows + baseTokens * length, "flat");
-      const draftMs = isCharged ? length * state.cost.predict(baseTokens, "flat") : 0;
+      const draftMs = isCharged ? length * state.cost.predict(baseTokens, "flat") + baseTokens * startMs : 0;
       // Nothing measured yet: any draft is worth a try.
       best = Math.max(best, ms + draftMs > 0 ? tokens / (ms + draftMs) : tokens);
     }
@@ -252,11 +274,16 @@ export class Drafter {
     }
     const startMs = this.#clock.nowMs();
     const outcome = state.proposer.propose(sequences, count, state.lengths, this.drafts);
-    // A call that was mostly about missed tokens says little about the next one's cost.
-    if (outcome === "ok" && drafting > 0 && state.proposer.catchUpRows <= 2 * drafting) {
-      state.cost.observe(drafting, (this.#clock.nowMs() - startMs) / longest);
-    }
+    if (outcome === "ok" && drafting > 0) this.#measure(state, drafting, longest, this.#clock.nowMs() - startMs);
     return outcome;
+  }
+
+  /** Learns from a call: the cost of drafting where little was missed, else that of what was. */
+  #measure(state: ProposerState, drafting: number, longest: number, ms: number): void {
+    const missed = state.proposer.catchUpRows;
+    if (missed <= 2 * drafting) return state.cost.observe(drafting, ms / longest);
+    const share = Math.max(0, ms - longest * state.cost.predict(drafting, "flat")) / missed;
+    state.missedMs += (state.missedMs === 0 ? 1 : FOLLOW) * (share - state.missedMs);
   }
 }
 

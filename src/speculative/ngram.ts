@@ -106,6 +106,10 @@ export class NgramProposer implements Proposer {
     // The index catches up when it is asked.
   }
 
+  missedRows(_sequence: DraftSequence): number {
+    return 0;
+  }
+
   available(sequence: DraftSequence, lengthMax: number): number {
     return this.#continuation(sequence) < 0 ? 0 : lengthMax;
   }

@@ -15,6 +15,8 @@ export interface DraftSequence {
   readonly tokens: Int32Array;
   readonly tokenCount: number;
   readonly promptCount: number;
+  /** Tokens when the output is as long as it may become. */
+  readonly tokenMax: number;
   readonly choiceIndex: number;
   readonly params: SamplingParams;
   readonly blockTable: BlockTable;
@@ -35,6 +37,8 @@ export interface Proposer {
   readonly catchUpRows: number;
   /** How many tokens it could propose now, at most `lengthMax`; 0: nothing. Cheap; no forward. */
   available(sequence: DraftSequence, lengthMax: number): number;
+  /** Known tokens besides the anchor that it would have to run before it can propose. */
+  missedRows(sequence: DraftSequence): number;
   /**
    * Proposes lengths[i] tokens for sequences[i], i < count, wherever it is positive, into drafts (tokens and counts of those i only).
    * Blocks for the drafted positions are in the sequence's table. `cancelled`: the abort word was set, nothing was proposed.

@@ -16,16 +16,29 @@ interface Case {
   readonly draftMs: number;
   readonly isCharged: boolean;
   readonly lengthMin: number;
+  readonly startMs?: number;
+  readonly margin?: number;
 }
 
 const STRIDE = 4;
 
-function problemOf({ rates, rowMs, baseMs, draftMs, isCharged, lengthMin }: Case): DraftLengthProblem {
+function problemOf({
+  rates,
+  rowMs,
+  baseMs,
+  draftMs,
+  isCharged,
+  lengthMin,
+  startMs = 0,
+  margin = 0,
+}: Case): DraftLengthProblem {
   return {
     sequenceCount: rates.length,
     lengthMin: new Int32Array(rates.length).fill(lengthMin),
     lengthMax: new Int32Array(rates.length).fill(STRIDE),
     isCharged: new Uint8Array(rates.length).fill(isCharged ? 1 : 0),
+    startMs: new Float64Array(rates.length).fill(startMs),
+    margin,
     rates: Float64Array.from(rates.flat()),
     rateStride: STRIDE,
     baseRows: rates.length,
@@ -104,4 +117,14 @@ test("a row that costs as much as a step is never drafted; a free one always is"
   const shared = { rates, draftMs: 0, isCharged: false, lengthMin: 0 };
   expect(choose({ ...shared, rowMs: 1, baseMs: 0.01 }).lengths).toEqual([0]);
   expect(choose({ ...shared, rowMs: 0.001, baseMs: 10 }).lengths).toEqual([4]);
+});
+
+test("missed tokens and the margin are weighed against the gain", () => {
+  const good = { rates: [[0.9, 0.9, 0.9, 0.9]], rowMs: 0.1, baseMs: 10, draftMs: 0.1, isCharged: true, lengthMin: 0 };
+  // 1 token in 10.1 ms against 4.1 in 10.9.
+  expect(choose(good).lengths).toEqual([4]);
+  expect(choose({ ...good, startMs: 20 }).lengths).toEqual([4]);
+  expect(choose({ ...good, startMs: 40 }).lengths).toEqual([0]);
+  expect(choose({ ...good, margin: 2.5 }).lengths).toEqual([4]);
+  expect(choose({ ...good, margin: 3 }).lengths).toEqual([0]);
 });

@@ -31,6 +31,7 @@ function sequenceOf(pool: KvBlockPool, tokenCount: number, runIndex = 0): Growin
     tokens: TOKENS,
     tokenCount,
     promptCount: 70,
+    tokenMax: 400,
     choiceIndex: 0,
     params: GREEDY,
     blockTable,

@@ -39,6 +39,7 @@ function simulate(machine: Machine, stepCount: number): Outcome {
     name: name as ProposerName,
     catchUpRows: 0,
     available: (_, lengthMax) => lengthMax,
+    missedRows: () => 0,
     propose(_, sequenceCount, lengths, drafts) {
       for (let s = 0; s < sequenceCount; s++) {
         if (lengths[s]! === 0) continue;
@@ -57,6 +58,7 @@ function simulate(machine: Machine, stepCount: number): Outcome {
     tokens: new Int32Array(1),
     tokenCount: 1,
     promptCount: 1,
+    tokenMax: 400,
     choiceIndex: 0,
     params: GREEDY,
     blockTable: new BlockTable(new KvBlockPool(1), 1),

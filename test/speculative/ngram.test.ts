@@ -16,6 +16,7 @@ function sequenceOf(tokens: readonly number[], tokenCount = tokens.length, runIn
     tokens: Int32Array.from(tokens),
     tokenCount,
     promptCount: 1,
+    tokenMax: 400,
     choiceIndex: 0,
     params: GREEDY,
     blockTable: new BlockTable(new KvBlockPool(1), 1),
