@@ -13,7 +13,7 @@ interface Figure {
 }
 
 /** A figure in words. */
-export function describeFigure(figure: Figure): string {
+function describeFigure(figure: Figure): string {
   const { what, ...rest } = figure;
   if (what === "peak") return `int8 peak of the product instruction: ${rest["GOPS"]} GOPS`;
   if (what === "decode") return `${rest["quant"]}, 1 row, weights from ${rest["from"]}: ${rest["GBps"]} GB/s`;
