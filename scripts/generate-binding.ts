@@ -110,7 +110,7 @@ function layOut(name: string, body: string, evaluate: (expression: string) => nu
 
 function ffiType(declaration: string, isArgument: boolean): string {
   const type = declaration.replace(/\bconst\b/g, "").trim();
-  if (/^char \*/.test(type) && /\bconst\b/.test(declaration)) return "cstring";
+  if (type.startsWith("char *") && /\bconst\b/.test(declaration)) return "cstring";
   if (type.includes("*")) return "ptr";
   const scalar = SCALARS[(isArgument ? type.replace(/\w+$/, "") : type).trim()];
   if (scalar === undefined || scalar === "char") throw new Error(`kernels.h: type not understood: ${declaration}`);

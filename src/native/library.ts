@@ -28,6 +28,9 @@ export interface CpuInfo {
 
 type Symbols = ReturnType<typeof dlopen<typeof SYMBOLS>>["symbols"];
 
+/** An address in native memory. */
+export type { Pointer };
+
 /** An open kernel library. */
 export interface Native {
   readonly path: string;

@@ -57,7 +57,8 @@ export class RequestStructs {
     return this.#struct.address;
   }
 
-  fill(index: number, request: SampleRequest): void {
+  /** `mask`: a bit for each token that a grammar allows, [row][ceil(vocabulary / 32)]. */
+  fill(index: number, request: SampleRequest, mask: Uint32Array | null = null): void {
     const { params } = request;
     assert(index < this.requestMax, `a call samples at most ${this.requestMax} requests`);
     assert(request.historyCount <= request.history.length, "the history has its tokens");
@@ -91,6 +92,7 @@ export class RequestStructs {
     struct.setU64(index, fields.biasIds, addressOf(params.biasIds));
     struct.setU64(index, fields.biasValues, addressOf(params.biasValues));
     struct.setU64(index, fields.bannedIds, addressOf(params.bannedIds));
+    struct.setU64(index, fields.mask, addressOf(mask));
   }
 }
 

@@ -1,11 +1,10 @@
 // The cpu device: the kernel library behind the Device interface. It owns the lanes (threads) and says what runs where;
 // lane 0 is the thread that calls run, so a device belongs to the thread that made it.
 
-import type { Pointer } from "bun:ffi";
 import { assert } from "../../base/assert.ts";
 import { DuetError } from "../../base/errors.ts";
 import { ISA } from "../../native/binding.ts";
-import { checkStatus, HandleOut, type IsaName, type Native, openNative } from "../../native/library.ts";
+import { checkStatus, HandleOut, type IsaName, type Native, openNative, type Pointer } from "../../native/library.ts";
 import { Slab } from "../../native/slab.ts";
 import { OP_CODES, type OpName, type Program } from "../../model/program.ts";
 import type { Container } from "../../weights/header.ts";

@@ -1,10 +1,9 @@
 // A Program bound to a mapped container, slots and a KV cache in native memory. One native call per step; between calls it
 // holds two handles and the structs that calls are filled into.
 
-import type { Pointer } from "bun:ffi";
 import { assert, defined } from "../../base/assert.ts";
 import { STATUS, STEP_STATS_STRUCT } from "../../native/binding.ts";
-import { checkStatus, HandleOut, type Native } from "../../native/library.ts";
+import { checkStatus, HandleOut, type Native, type Pointer } from "../../native/library.ts";
 import type { Slab } from "../../native/slab.ts";
 import { addressOf, keepAlive, StructArray } from "../../native/struct.ts";
 import { type Program, slotColumns, type SlotIndex } from "../../model/program.ts";
