@@ -27,6 +27,7 @@ export interface DraftModelOptions {
 
 export class DraftModelProposer implements Proposer {
   readonly name = "draft";
+  readonly kindCount = 1;
   catchUpRows = 0;
 
   readonly #model: DeviceModel;
@@ -69,6 +70,10 @@ export class DraftModelProposer implements Proposer {
 
   available(sequence: DraftSequence, lengthMax: number): number {
     return Math.max(0, Math.min(lengthMax, this.#contextMax - sequence.tokenCount));
+  }
+
+  kind(_sequence: DraftSequence): number {
+    return 0;
   }
 
   missedRows(sequence: DraftSequence): number {

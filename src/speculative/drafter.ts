@@ -28,9 +28,10 @@ const OVERALL_FADE = 0.995;
 /** What the drafter keeps about one proposer. */
 interface ProposerState {
   readonly proposer: Proposer;
-  readonly overall: AcceptanceEstimate;
-  /** By runIndex. */
-  readonly bySequence: readonly AcceptanceEstimate[];
+  /** By kind of draft. */
+  readonly overall: readonly AcceptanceEstimate[];
+  /** By runIndex and kind. */
+  readonly bySequence: readonly (readonly AcceptanceEstimate[])[];
   /** Milliseconds per drafted token, by the number of sequences that draft together. */
   readonly cost: StepCost;
   /** Milliseconds per missed token; 0 until measured. */
@@ -66,6 +67,7 @@ export class Drafter {
   readonly #scratch: DraftLengthScratch;
   /** Chosen proposer (index into #states, −1 none) and length by sequence. */
   readonly #chosen: Int32Array;
+  readonly #kinds: Int32Array;
   readonly #lengths: Int32Array;
   readonly #rates: Float64Array;
 
@@ -75,8 +77,8 @@ export class Drafter {
     this.#stepCost = options.stepCost;
     this.#states = options.proposers.map((proposer) => ({
       proposer,
-      overall: new AcceptanceEstimate(draftTokenMax, OVERALL_FADE),
-      bySequence: Array.from({ length: sequenceMax }, () => new AcceptanceEstimate(draftTokenMax, SEQUENCE_FADE)),
+      overall: createEstimates(proposer, draftTokenMax, OVERALL_FADE),
+      bySequence: Array.from({ length: sequenceMax }, () => createEstimates(proposer, draftTokenMax, SEQUENCE_FADE)),
       cost: new StepCost(),
       missedMs: 0,
       lengths: new Int32Array(sequenceMax),
@@ -92,6 +94,7 @@ export class Drafter {
       ms: 0,
     };
     this.#chosen = new Int32Array(sequenceMax);
+    this.#kinds = new Int32Array(sequenceMax);
     this.#lengths = new Int32Array(sequenceMax);
     this.#rates = new Float64Array(draftTokenMax);
     this.#scratch = createDraftLengthScratch(sequenceMax);
@@ -116,7 +119,7 @@ export class Drafter {
   start(sequence: DraftSequence): void {
     for (const state of this.#states) {
       state.proposer.start(sequence);
-      state.bySequence[sequence.runIndex]!.reset();
+      for (const estimate of state.bySequence[sequence.runIndex]!) estimate.reset();
     }
   }
 
@@ -154,8 +157,9 @@ export class Drafter {
       const state = this.#states[p]!;
       state.proposer.observe(sequence);
       if (drafted === 0 || this.#chosen[index] !== p) continue;
-      state.overall.observe(drafted, acceptedCount);
-      state.bySequence[sequence.runIndex]!.observe(drafted, acceptedCount);
+      const kind = this.#kinds[index]!;
+      state.overall[kind]!.observe(drafted, acceptedCount);
+      state.bySequence[sequence.runIndex]![kind]!.observe(drafted, acceptedCount);
       state.draftedCount += drafted;
       state.acceptedCount += acceptedCount;
     }
@@ -199,6 +203,7 @@ export class Drafter {
       if (speed <= best) continue;
       best = speed;
       this.#chosen[s] = p;
+      this.#kinds[s] = state.proposer.kind(sequence);
       problem.lengthMax[s] = available;
       problem.lengthMin[s] = sequence.speculation === "auto" ? 0 : 1;
       problem.isCharged[s] = state.proposer.name === "draft" ? 1 : 0;
@@ -208,8 +213,10 @@ export class Drafter {
   }
 
   #readRates(state: ProposerState, sequence: DraftSequence, length: number): void {
-    const own = state.bySequence[sequence.runIndex]!;
-    for (let i = 0; i < length; i++) this.#rates[i] = own.rate(i, state.overall.rate(i));
+    const kind = state.proposer.kind(sequence);
+    const own = state.bySequence[sequence.runIndex]![kind]!;
+    const overall = state.overall[kind]!;
+    for (let i = 0; i < length; i++) this.#rates[i] = own.rate(i, overall.rate(i));
   }
 
   /**
@@ -255,6 +262,7 @@ export class Drafter {
       const length = state.proposer.available(sequence, Math.min(PROBE_LENGTH, limits[s]!));
       if (length === 0) continue;
       this.#chosen[s] = p;
+      this.#kinds[s] = state.proposer.kind(sequence);
       this.#lengths[s] = length;
       state.idleSteps = 0;
       state.probeSteps = Math.min(PROBE_STEPS_MAX, state.probeSteps * 2);
@@ -285,6 +293,10 @@ export class Drafter {
     const share = Math.max(0, ms - longest * state.cost.predict(drafting, "flat")) / missed;
     state.missedMs += (state.missedMs === 0 ? 1 : FOLLOW) * (share - state.missedMs);
   }
+}
+
+function createEstimates(proposer: Proposer, draftTokenMax: number, fade: number): AcceptanceEstimate[] {
+  return Array.from({ length: proposer.kindCount }, () => new AcceptanceEstimate(draftTokenMax, fade));
 }
 
 function isAllowed(sequence: DraftSequence, name: ProposerName): boolean {

@@ -5,12 +5,13 @@
 import type { StepOutcome } from "../device/device.ts";
 import type { Drafts, DraftSequence, Proposer } from "./proposer.ts";
 
-/** Lengths of the n-grams that are looked up, the longest first. */
-const NGRAM_MAX = 4;
-const NGRAM_MIN = 2;
+/** Lengths of the n-grams that are looked up, the longest first: the longer the match, the likelier its continuation. */
+export const NGRAM_LENGTHS: readonly number[] = [8, 5, 3, 2];
 
 /** Where each n-gram of one sequence last ended. Open addressing; a wrong hit is caught by comparing tokens. */
 class NgramIndex {
+  /** Of the last `continuation`. */
+  rank = 0;
   /** Ends (index of the n-gram's last token) + 1; 0 is an empty place. Entries of all lengths share the table. */
   #ends = new Int32Array(1024);
   #lengths = new Uint8Array(1024);
@@ -27,14 +28,21 @@ class NgramIndex {
   /** Adds the n-grams that end before `count`. */
   extend(tokens: Int32Array, count: number): void {
     for (; this.#indexedCount < count; this.#indexedCount++) {
-      for (let n = NGRAM_MIN; n <= NGRAM_MAX && n <= this.#indexedCount + 1; n++)
-        this.#put(tokens, this.#indexedCount, n);
+      for (let i = 0; i < NGRAM_LENGTHS.length; i++) {
+        const n = NGRAM_LENGTHS[i]!;
+        if (n <= this.#indexedCount + 1) this.#put(tokens, this.#indexedCount, n);
+      }
     }
   }
 
-  /** Index after the latest earlier occurrence of the longest known n-gram that ends at count − 1, or −1. */
+  /**
+   * Looks for the latest earlier occurrence of the longest known n-gram that ends at count − 1: sets `rank` (index into
+   * NGRAM_LENGTHS) and returns the index after it, or −1.
+   */
   continuation(tokens: Int32Array, count: number): number {
-    for (let n = Math.min(NGRAM_MAX, count); n >= NGRAM_MIN; n--) {
+    for (this.rank = 0; this.rank < NGRAM_LENGTHS.length; this.rank++) {
+      const n = NGRAM_LENGTHS[this.rank]!;
+      if (n > count) continue;
       const end = this.#ends[this.#place(tokens, count - 1, n)]! - 1;
       if (end >= 0) return end + 1;
     }
@@ -92,6 +100,7 @@ function hashNgram(tokens: Int32Array, end: number, n: number): number {
 export class NgramProposer implements Proposer {
   readonly name = "ngram";
   readonly catchUpRows = 0;
+  readonly kindCount = NGRAM_LENGTHS.length;
   readonly #indexes: NgramIndex[];
 
   constructor(sequenceMax: number) {
@@ -104,6 +113,10 @@ export class NgramProposer implements Proposer {
 
   observe(_sequence: DraftSequence): void {
     // The index catches up when it is asked.
+  }
+
+  kind(sequence: DraftSequence): number {
+    return this.#index(sequence).rank;
   }
 
   missedRows(_sequence: DraftSequence): number {

@@ -35,8 +35,12 @@ export interface Proposer {
   readonly name: ProposerName;
   /** Rows of the last propose besides one per drafted token: known tokens that it had missed. */
   readonly catchUpRows: number;
+  /** Its drafts are of so many kinds, whose acceptance is estimated apart. */
+  readonly kindCount: number;
   /** How many tokens it could propose now, at most `lengthMax`; 0: nothing. Cheap; no forward. */
   available(sequence: DraftSequence, lengthMax: number): number;
+  /** The kind of the draft that the last `available` promised for this sequence: 0 to kindCount − 1. */
+  kind(sequence: DraftSequence): number;
   /** Known tokens besides the anchor that it would have to run before it can propose. */
   missedRows(sequence: DraftSequence): number;
   /**

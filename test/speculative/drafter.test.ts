@@ -40,6 +40,8 @@ function simulate(machine: Machine, stepCount: number): Outcome {
     catchUpRows: 0,
     available: (_, lengthMax) => lengthMax,
     missedRows: () => 0,
+    kindCount: 1,
+    kind: () => 0,
     propose(_, sequenceCount, lengths, drafts) {
       for (let s = 0; s < sequenceCount; s++) {
         if (lengths[s]! === 0) continue;

@@ -4,7 +4,7 @@ import { expect, test } from "bun:test";
 import * as fc from "fast-check";
 import { BlockTable } from "../../src/memory/block-table.ts";
 import { KvBlockPool } from "../../src/memory/kv-block-pool.ts";
-import { NgramProposer } from "../../src/speculative/ngram.ts";
+import { NGRAM_LENGTHS, NgramProposer } from "../../src/speculative/ngram.ts";
 import type { Drafts, DraftSequence } from "../../src/speculative/proposer.ts";
 import { GREEDY } from "../support/fake-engine.ts";
 
@@ -24,9 +24,9 @@ function sequenceOf(tokens: readonly number[], tokenCount = tokens.length, runIn
   };
 }
 
-/** What followed the latest earlier occurrence of the longest suffix of 4 to 2 tokens; repeats when it runs into the end. */
+/** What followed the latest earlier occurrence of the longest suffix of a looked-up length; repeats when it runs into the end. */
 function naive(tokens: readonly number[], length: number): number[] {
-  for (let n = 4; n >= 2; n--) {
+  for (const n of NGRAM_LENGTHS) {
     const suffix = tokens.slice(-n);
     if (suffix.length < n) continue;
     for (let end = tokens.length - 2; end >= n - 1; end--) {
