@@ -2,18 +2,15 @@
 // sequence. It never waits and starts no timer: step-loop.ts decides when steps run; clients (local-engine.ts, worker.ts)
 // bring requests and carry outputs away.
 
-import type { Clock } from "../base/clock.ts";
 import { RequestError } from "../base/errors.ts";
-import type { DeviceModel, StepOutcome } from "../device/device.ts";
+import type { StepOutcome } from "../device/device.ts";
 import { blocksFor } from "../memory/block-table.ts";
-import type { KvBlockPool } from "../memory/kv-block-pool.ts";
-import type { PrefixIndex } from "../memory/prefix-index.ts";
 import { Drafter } from "../speculative/drafter.ts";
-import type { DraftSequence, Proposer } from "../speculative/proposer.ts";
+import type { DraftSequence } from "../speculative/proposer.ts";
 import { StepCost } from "../speculative/step-cost.ts";
 import { StopAutomaton, StopMatcher } from "../tokenizer/stop-strings.ts";
-import type { CancelWords } from "./cancel-words.ts";
-import { ChoiceText, type TokenDecoder } from "./choice-text.ts";
+import { ChoiceText } from "./choice-text.ts";
+import type { EngineEvents, EngineParts } from "./engine-parts.ts";
 import { emitTokens, endOutput } from "./emission.ts";
 import type { ChoiceOutput, EngineRequest, EngineStatus, FinishReason, StepReport } from "./messages.ts";
 import { Scheduler } from "./scheduler.ts";
@@ -24,49 +21,6 @@ import { Verifier } from "./verify.ts";
 
 /** After this many aborted steps in a row the next ignores the abort word: cancellations cannot hold up the others for ever. */
 const ABORTED_STEPS_MAX = 2;
-
-export interface EngineLimits {
-  readonly sequenceMax: number;
-  readonly queueMax: number;
-  readonly prefillChunkMax: number;
-  readonly contextMax: number;
-  readonly draftTokenMax: number;
-  readonly stepMsTarget: number;
-}
-
-/** The part of the status that never changes. */
-export type EngineInfo = Pick<
-  EngineStatus,
-  | "device"
-  | "modelName"
-  | "draftModelName"
-  | "containerFingerprint"
-  | "kvType"
-  | "contextMax"
-  | "weightBytes"
-  | "kvBytes"
->;
-
-export interface EngineParts {
-  /** rowMax: prefillChunkMax + sequenceMax × (draftTokenMax + 1) at least; logitRowMax: sequenceMax × (draftTokenMax + 1). */
-  readonly model: DeviceModel;
-  readonly pool: KvBlockPool;
-  /** null: no prefix cache. */
-  readonly prefixIndex: PrefixIndex | null;
-  readonly proposers: readonly Proposer[];
-  readonly createDecoder: (keepSpecialTokens: boolean) => TokenDecoder;
-  readonly limits: EngineLimits;
-  readonly info: EngineInfo;
-  readonly words: CancelWords;
-  readonly clock: Clock;
-}
-
-export interface EngineEvents {
-  /** What was emitted, at least one output or a report. report: null when no step was run for it. */
-  onOutputs(outputs: readonly ChoiceOutput[], report: StepReport | null): void;
-  /** Once: the engine has failed for good. Every request has finished with "error" by then. */
-  onFailure(message: string): void;
-}
 
 export class Engine {
   integrity: EngineStatus["integrity"] = "off";

@@ -3,7 +3,8 @@
 
 import type { CancelWords } from "./cancel-words.ts";
 import type { EngineOptions } from "./client.ts";
-import type { Engine, EngineEvents } from "./engine.ts";
+import type { Engine } from "./engine.ts";
+import type { EngineEvents } from "./engine-parts.ts";
 import type { EngineRequest, EngineStatus } from "./messages.ts";
 import { openEngine, type OpenEngine } from "./open.ts";
 import { StepLoop } from "./step-loop.ts";

@@ -21,7 +21,8 @@ import { readContainer } from "../weights/container.ts";
 import type { Container } from "../weights/header.ts";
 import type { CancelWords } from "./cancel-words.ts";
 import type { EngineOptions } from "./client.ts";
-import { Engine, type EngineEvents } from "./engine.ts";
+import { Engine } from "./engine.ts";
+import type { EngineEvents } from "./engine-parts.ts";
 import { checkIntegrity, watchIntegrity } from "./integrity.ts";
 import { chooseKvBlockCount, kvBlockBytes } from "./kv-budget.ts";
 

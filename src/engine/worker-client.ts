@@ -132,7 +132,13 @@ class WorkerEngine implements EngineClient {
     await promise;
     clearTimeout(timer);
     this.#worker.terminate();
+    for (const [requestId, waiter] of this.#submitting) {
+      this.#router.remove(requestId);
+      waiter.reject(new RequestError(503, "the engine is closed", null, "engine_draining"));
+    }
     this.#router.fail("the engine is closed");
+    for (const waiter of this.#statusWaiters.values()) waiter.resolve(this.#lastStatus);
+    this.#settleDrained();
   }
 
   #send(message: ToEngine): void {
@@ -180,8 +186,12 @@ class WorkerEngine implements EngineClient {
     if (this.#failure !== null) return;
     this.#failure = message;
     this.#lastStatus = { ...this.#lastStatus, state: "unhealthy", unhealthyReason: message };
+    // Who has not been queued yet is refused, before any output.
+    for (const [requestId, waiter] of this.#submitting) {
+      this.#router.remove(requestId);
+      waiter.reject(unhealthy(message));
+    }
     this.#router.fail(message);
-    for (const waiter of this.#submitting.values()) waiter.reject(unhealthy(message));
     for (const waiter of this.#statusWaiters.values()) waiter.resolve(this.#lastStatus);
     this.#submitting.clear();
     this.#statusWaiters.clear();

@@ -104,6 +104,19 @@ test("draining cancels what is left at its deadline", async () => {
   await engine.close();
 });
 
+test("a bug in the worker is a failure that everybody hears of", async () => {
+  const engine = await startWorkerEngine(options);
+  const failure = new Promise<string>((resolve) => engine.onFailure(resolve));
+  const running = complete(engine, request(prompt, { outputTokenMax: 450 }));
+  const broken = { ...request(prompt), promptTokens: undefined as unknown as Int32Array };
+  const refused = (await failureOf(complete(engine, broken))) as RequestError;
+  expect(refused.httpStatus).toBe(503);
+  expect((await running)[0]?.last?.finishReason).toBe("error");
+  expect(await failure).toContain("promptTokens");
+  expect((await engine.status()).state).toBe("unhealthy");
+  await engine.close();
+});
+
 describe("a container that does not do", () => {
   let folder: string;
   beforeAll(() => {
