@@ -19,7 +19,7 @@ export class PrefixIndex {
   readonly #entry: Float64Array;
   readonly #parentEntry: Float64Array;
   readonly #tokens: Int32Array;
-  readonly #hash: Uint32Array;
+  readonly #bucket: Uint32Array;
   readonly #salt: (string | null)[];
   #lastEntry = ROOT_ENTRY;
 
@@ -33,7 +33,7 @@ export class PrefixIndex {
     this.#entry = new Float64Array(pool.blockCount);
     this.#parentEntry = new Float64Array(pool.blockCount);
     this.#tokens = new Int32Array(pool.blockCount * KV_BLOCK_TOKENS);
-    this.#hash = new Uint32Array(pool.blockCount);
+    this.#bucket = new Uint32Array(pool.blockCount);
     this.#salt = Array.from({ length: pool.blockCount }, () => null);
     pool.setEvictionListener((block) => this.#remove(block));
   }
@@ -62,13 +62,12 @@ export class PrefixIndex {
   add(parentEntry: number, tokens: Int32Array, start: number, salt: string, block: number): number {
     const known = this.#find(parentEntry, tokens, start, salt);
     if (known !== NO_BLOCK) return this.#entry[known]!;
-    const hash = hashBlock(parentEntry, tokens, start);
-    const bucket = hash & this.#bucketMask;
+    const bucket = hashBlock(parentEntry, tokens, start) & this.#bucketMask;
     const own = block * KV_BLOCK_TOKENS;
     for (let i = 0; i < KV_BLOCK_TOKENS; i++) this.#tokens[own + i] = tokens[start + i]!;
     this.#entry[block] = ++this.#lastEntry;
     this.#parentEntry[block] = parentEntry;
-    this.#hash[block] = hash;
+    this.#bucket[block] = bucket;
     this.#salt[block] = parentEntry === ROOT_ENTRY ? salt : null;
     this.#nextInBucket[block] = this.#buckets[bucket]!;
     this.#buckets[bucket] = block;
@@ -77,16 +76,15 @@ export class PrefixIndex {
   }
 
   #find(parentEntry: number, tokens: Int32Array, start: number, salt: string): number {
-    const hash = hashBlock(parentEntry, tokens, start);
-    let block = this.#buckets[hash & this.#bucketMask]!;
-    while (block !== NO_BLOCK && !this.#isEqual(block, hash, parentEntry, tokens, start, salt)) {
+    let block = this.#buckets[hashBlock(parentEntry, tokens, start) & this.#bucketMask]!;
+    while (block !== NO_BLOCK && !this.#isEqual(block, parentEntry, tokens, start, salt)) {
       block = this.#nextInBucket[block]!;
     }
     return block;
   }
 
-  #isEqual(block: number, hash: number, parentEntry: number, tokens: Int32Array, start: number, salt: string): boolean {
-    if (this.#hash[block] !== hash || this.#parentEntry[block] !== parentEntry) return false;
+  #isEqual(block: number, parentEntry: number, tokens: Int32Array, start: number, salt: string): boolean {
+    if (this.#parentEntry[block] !== parentEntry) return false;
     if (parentEntry === ROOT_ENTRY && this.#salt[block] !== salt) return false;
     const own = block * KV_BLOCK_TOKENS;
     for (let i = 0; i < KV_BLOCK_TOKENS; i++) {
@@ -96,7 +94,7 @@ export class PrefixIndex {
   }
 
   #remove(block: number): void {
-    const bucket = this.#hash[block]! & this.#bucketMask;
+    const bucket = this.#bucket[block]!;
     const after = this.#nextInBucket[block]!;
     let at = this.#buckets[bucket]!;
     if (at === block) {

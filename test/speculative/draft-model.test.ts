@@ -73,6 +73,25 @@ test("drafts the text, and misses only what it has not run", () => {
   expect(proposer.catchUpRows).toBe(4);
 });
 
+test("what was written for rejected tokens is not taken for known, however long the proposer pauses", () => {
+  const { proposer, pool } = setUp(64);
+  // The text goes on differently from what the model would say: drafts are rejected.
+  const sequence = sequenceOf(pool, 30);
+  proposer.start(sequence);
+  const said = draft(proposer, [sequence], 6)[0]!;
+  expect(said[0]).not.toBe(TOKENS[30]!);
+  for (let i = 0; i < 4; i++) {
+    sequence.tokenCount++;
+    proposer.observe(sequence);
+    draft(proposer, [sequence], 0);
+  }
+  const fresh = setUp(64);
+  const same = sequenceOf(fresh.pool, 34);
+  fresh.proposer.start(same);
+  expect(draft(proposer, [sequence], 4)).toEqual(draft(fresh.proposer, [same], 4));
+  expect(proposer.catchUpRows).toBe(3);
+});
+
 test("sequences draft together, each as far as asked, in batches of any size", () => {
   for (const rowMax of [4, 7, 64]) {
     const { proposer, pool } = setUp(rowMax);
