@@ -94,6 +94,7 @@ export class Scheduler {
     for (const sequence of this.running) {
       if (sequence.missingCount === 1) plan.addDecode(sequence);
     }
+    if (plan.sequences.length === this.running.length) return;
     let budget = this.#prefillBudget(plan.rowCount);
     for (const sequence of this.running) {
       if (budget === 0) break;

@@ -94,6 +94,7 @@ export class Sequence implements DraftSequence {
 
   /** The most tokens that can be drafted: a step emits one more than it accepts. */
   get draftLimit(): number {
+    if (this.speculation === "off") return 0;
     return Math.min(this.draftTokenMax, this.tokenMax - this.tokenCount - 1);
   }
 

@@ -137,7 +137,9 @@ export class Drafter {
     const drafts = this.drafts;
     drafts.counts.fill(0, 0, count);
     drafts.ms = 0;
-    if (count === 0 || this.#states.length === 0) return "ok";
+    let limitMax = 0;
+    for (let s = 0; s < count; s++) limitMax = Math.max(limitMax, limits[s]!);
+    if (limitMax === 0 || this.#states.length === 0) return "ok";
     const startMs = this.#clock.nowMs();
     this.#choose(sequences, count, limits, baseRows);
     for (let s = 0; s < count; s++) {
