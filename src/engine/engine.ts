@@ -1,6 +1,6 @@
 // The engine: owns all live state (requests, sequences, kvBlocks) on one thread. `step` runs one cycle for every running
-// sequence. It never waits and starts no timer: step-loop.ts decides when steps run; clients (local-engine.ts, worker.ts)
-// bring requests and carry outputs away.
+// sequence. It never waits and starts no timer: step-loop.ts decides when steps run; its host (host.ts, worker.ts)
+// brings requests and carries outputs away.
 
 import { RequestError } from "../base/errors.ts";
 import type { StepOutcome } from "../device/device.ts";

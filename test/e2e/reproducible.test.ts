@@ -5,7 +5,7 @@ import { beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import type { EngineClient, EngineOptions } from "../../src/engine/client.ts";
-import { startLocalEngine } from "../../src/engine/local-engine.ts";
+import { startLocalEngine } from "../support/local-engine.ts";
 import type { EngineRequest, SpeculationMode } from "../../src/engine/messages.ts";
 import { isNativeAvailable, openNative } from "../../src/native/library.ts";
 import { GREEDY, request, SAMPLED } from "../support/fake-engine.ts";

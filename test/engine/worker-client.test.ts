@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DuetError, RequestError } from "../../src/base/errors.ts";
 import type { EngineClient } from "../../src/engine/client.ts";
-import { startLocalEngine } from "../../src/engine/local-engine.ts";
+import { startLocalEngine } from "../support/local-engine.ts";
 import { startWorkerEngine } from "../../src/engine/worker-client.ts";
 import { readContainer } from "../../src/weights/container.ts";
 import { GREEDY, request, SAMPLED } from "../support/fake-engine.ts";

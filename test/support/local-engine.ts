@@ -1,10 +1,10 @@
-// An engine on the caller's thread: for tests, evaluation and scripts. A step blocks the caller's event loop.
+// An engine on the caller's thread: for tests. A step blocks the caller's event loop.
 
-import { CancelWords } from "./cancel-words.ts";
-import type { EngineClient, EngineOptions, OutputListener } from "./client.ts";
-import { EngineHost } from "./host.ts";
-import type { EngineRequest, EngineStatus, StepReport } from "./messages.ts";
-import { OutputRouter } from "./output-router.ts";
+import { CancelWords } from "../../src/engine/cancel-words.ts";
+import type { EngineClient, EngineOptions, OutputListener } from "../../src/engine/client.ts";
+import { EngineHost } from "../../src/engine/host.ts";
+import type { EngineRequest, EngineStatus, StepReport } from "../../src/engine/messages.ts";
+import { OutputRouter } from "../../src/engine/output-router.ts";
 
 /** Throws DuetError when the engine can't be opened. */
 export async function startLocalEngine(options: EngineOptions): Promise<EngineClient> {
