@@ -26,8 +26,6 @@ import { parseArgs } from "node:util";
 
 export const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 export const LIBRARY = join(ROOT, "build/native/libduet.so");
-const TWIN_LIBRARY = join(ROOT, "build/native/libduet-alt.so");
-const SANITIZED_LIBRARY = join(ROOT, "build/native/libduet-sanitize.so");
 
 const CLANG_MIN = 15;
 const CLANG_MAX = 40;
@@ -72,6 +70,15 @@ export class BuildError extends Error {
 export const COMPILER_HINT =
   "install one with `apt-get install clang` or `apt-get install gcc libc6-dev`, then run it again";
 
+/** Other machines to build for, by the name that their cross compiler goes by. */
+const TARGETS = {
+  "aarch64-linux-gnu": {
+    arch: "arm64",
+    library: join(ROOT, "build/native-aarch64/libduet.so"),
+    hint: "install one with `apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross`, then run it again",
+  },
+};
+
 /** The full path of a program on PATH, or undefined. */
 function which(name) {
   const candidates = name.includes("/")
@@ -109,20 +116,34 @@ function probeCompiler(commandLine, known) {
   return { path, args, ...known[identity] };
 }
 
-function findClang(known) {
+function findClang(known, args = []) {
   for (let version = CLANG_MAX; version >= CLANG_MIN; version--) {
-    const found = probeCompiler(`clang-${version}`, known);
+    const found = probeCompiler([`clang-${version}`, ...args].join(" "), known);
     if (found) return found;
   }
-  const found = probeCompiler("clang", known);
+  const found = probeCompiler(["clang", ...args].join(" "), known);
   const version = Number(found?.version.match(/version (\d+)/)?.[1] ?? 0);
   return version >= CLANG_MIN ? found : undefined;
 }
 
 const findGcc = (known) => probeCompiler("gcc", known) ?? probeCompiler("cc", known);
 
-/** The compiler that was asked for, else $CC, else the newest clang, else gcc; undefined where there is none. */
-function chooseCompiler(asked, known) {
+/** The cross compilers of a target: gcc by its name, and clang where there are the target's headers and libraries. */
+function findCross(target, known) {
+  const gcc = probeCompiler(`${target}-gcc`, known);
+  const clang = existsSync(join("/usr", target)) ? findClang(known, [`--target=${target}`]) : undefined;
+  return { gcc, clang };
+}
+
+/**
+ * The compiler that was asked for, else $CC, else the newest clang, else gcc; undefined where there is none. For another
+ * target $CC means nothing, and its gcc comes first.
+ */
+function chooseCompiler(asked, known, target) {
+  if (target && !asked) {
+    const { gcc, clang } = findCross(target, known);
+    return gcc ?? clang;
+  }
   const named = asked ?? process.env.CC;
   if (!named) return findClang(known) ?? findGcc(known);
   const found = probeCompiler(named, known);
@@ -134,29 +155,33 @@ function chooseCompiler(asked, known) {
 }
 
 /** A compiler of the family that the preferred one is not, for building the same arithmetic twice. */
-function chooseTwin(known) {
+function chooseTwin(known, target) {
+  if (target) {
+    const { gcc, clang } = findCross(target, known);
+    return gcc && clang;
+  }
   const preferred = chooseCompiler(undefined, known);
   return preferred?.family === "clang" ? findGcc(known) : findClang(known);
 }
 
 /** The flags of a unit by its name, or undefined when it is for another architecture. */
-function unitFlags(name, sanitize) {
+function unitFlags(name, sanitize, arch) {
   const set = INSTRUCTION_SETS.find(({ ending }) => name.endsWith(ending));
-  if (set && set.arch !== process.arch) return undefined;
+  if (set && set.arch !== arch) return undefined;
   return [...BASE_FLAGS, ...(sanitize ? SANITIZE_FLAGS : SPEED_FLAGS), ...(set?.flags ?? [])];
 }
 
-/** The units to compile for this machine's architecture, each with its flags, and a hash of everything they read. */
-function readSources(source, sanitize) {
+/** The units to compile for an architecture, each with its flags, and a hash of everything they read. */
+function readSources(source, sanitize, arch) {
   const names = existsSync(source) ? readdirSync(source).sort() : [];
   const units = [];
-  const hash = createHash("sha256").update(process.arch);
+  const hash = createHash("sha256").update(arch);
   for (const name of names) {
     if (![".c", ".h", ".inc"].includes(extname(name))) continue;
     const path = join(source, name);
     hash.update(`\0${name}\0`).update(readFileSync(path));
     if (extname(name) !== ".c") continue;
-    const flags = unitFlags(name, sanitize);
+    const flags = unitFlags(name, sanitize, arch);
     if (!flags) continue;
     hash.update(flags.join(" "));
     units.push({ name, path, flags });
@@ -204,6 +229,13 @@ function readRecord(path) {
   }
 }
 
+/** What is built for: the architecture as Node names it, where the library goes, what to do without a compiler. */
+function describeTarget(target) {
+  if (!target) return { arch: process.arch, library: LIBRARY, hint: COMPILER_HINT };
+  if (Object.hasOwn(TARGETS, target)) return TARGETS[target];
+  throw new BuildError(`unknown target "${target}"`, `targets are ${Object.keys(TARGETS).join(", ")}`);
+}
+
 const hashFile = (path) => createHash("sha256").update(readFileSync(path)).digest("hex");
 
 /**
@@ -215,20 +247,22 @@ export async function buildNative({
   source = join(ROOT, "src/native"),
   out,
   compiler: asked,
+  target,
   twin = false,
   sanitize = false,
   force = false,
   say = (line) => process.stderr.write(`${line}\n`),
 } = {}) {
   const startMs = performance.now();
-  const library = resolve(out ?? (sanitize ? SANITIZED_LIBRARY : twin ? TWIN_LIBRARY : LIBRARY));
+  const { arch, library: usual } = describeTarget(target);
+  const library = resolve(out ?? usual.replace(/\.so$/, `${sanitize ? "-sanitize" : twin ? "-alt" : ""}.so`));
   const recordPath = `${library.replace(/\.so$/, "")}.json`;
   const record = readRecord(recordPath);
-  const { units, sourceHash } = readSources(source, sanitize);
+  const { units, sourceHash } = readSources(source, sanitize, arch);
   if (units.length === 0) return { status: "no-sources", out: library, units: [], seconds: 0 };
 
   const known = record?.known ?? {};
-  const compiler = twin ? chooseTwin(known) : chooseCompiler(asked, known);
+  const compiler = twin ? chooseTwin(known, target) : chooseCompiler(asked, known, target);
   const isCurrent =
     record?.sourceHash === sourceHash && existsSync(library) && record.libraryHash === hashFile(library);
   const unitNames = units.map((unit) => unit.name);
@@ -267,12 +301,13 @@ export async function buildNative({
  * benchmarks of the kernels alone. Units for another architecture are left out. Returns the compiler, or undefined where
  * there is none.
  */
-export async function buildProgram({ paths, out, compiler: asked, twin = false, sanitize = false, say }) {
-  const compiler = twin ? chooseTwin({}) : chooseCompiler(asked, {});
+export async function buildProgram({ paths, out, compiler: asked, target, twin = false, sanitize = false, say }) {
+  const { arch } = describeTarget(target);
+  const compiler = twin ? chooseTwin({}, target) : chooseCompiler(asked, {}, target);
   if (!compiler) return undefined;
   const include = `-I${join(ROOT, "src/native")}`;
   const units = paths.flatMap((path) => {
-    const flags = unitFlags(basename(path), sanitize);
+    const flags = unitFlags(basename(path), sanitize, arch);
     return flags ? [{ name: basename(path), path, flags: [...flags, include] }] : [];
   });
   const folder = `${resolve(out)}.build-${process.pid}`;
@@ -291,6 +326,7 @@ const HELP = `Usage: node scripts/build-native.mjs [options]
 Compiles src/native/*.c into build/native/libduet.so when something changed.
 
   --compiler NAME   use this compiler ($CC, else the newest clang, else gcc)
+  --target NAME     build for another machine (aarch64-linux-gnu) with its cross compiler, into build/native-aarch64
   --twin            use the other family (gcc beside clang) and write libduet-alt.so; does nothing where there is only one
   --sanitize        build with the address and undefined-behaviour sanitizers into libduet-sanitize.so
   --source FOLDER   take the units from FOLDER
@@ -299,12 +335,17 @@ Compiles src/native/*.c into build/native/libduet.so when something changed.
   --force           build even when nothing changed
   --quiet           print compiler messages and errors only`;
 
+function missingCompiler(target) {
+  return new BuildError(`no C compiler${target ? ` for ${target}` : ""} was found`, describeTarget(target).hint);
+}
+
 async function main() {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
       program: { type: "string" },
       compiler: { type: "string" },
+      target: { type: "string" },
       source: { type: "string" },
       out: { type: "string" },
       twin: { type: "boolean" },
@@ -318,13 +359,13 @@ async function main() {
   if (values.program) {
     const say = (line) => process.stderr.write(`${line}\n`);
     const compiler = await buildProgram({ ...values, paths: positionals, out: values.program, say });
-    if (!compiler) throw new BuildError("no C compiler was found", COMPILER_HINT);
+    if (!compiler) throw missingCompiler(values.target);
     return console.log(compiler.version);
   }
   if (positionals.length > 0)
     throw new BuildError(`unexpected "${positionals[0]}"`, "units are named with --program only");
   const { status, out, compiler, units, seconds } = await buildNative(values);
-  if (status === "no-compiler" && !values.twin) throw new BuildError("no C compiler was found", COMPILER_HINT);
+  if (status === "no-compiler" && !values.twin) throw missingCompiler(values.target);
   if (values.quiet) return;
   if (status === "no-compiler") return console.log("no compiler of another family: nothing built");
   if (status === "no-sources") return console.log("no C sources: nothing to build");

@@ -8,7 +8,12 @@
 #define DIMENSION_MAX DUET_DIMENSION_MAX
 #define ROUTER_SPLIT_BYTES (256u * 1024u) /* a router from this size on is worth a barrier */
 
-#define INVALID(...) return duet_fail(DUET_STATUS_INVALID, __VA_ARGS__)
+/* Its own return: behind duet_fail's result a compiler cannot see that an output is set wherever CHECK goes on. */
+#define INVALID(...)                                     \
+  do {                                                   \
+    (void)duet_fail(DUET_STATUS_INVALID, __VA_ARGS__);   \
+    return DUET_STATUS_INVALID;                          \
+  } while (0)
 #define CHECK(call)                                      \
   do {                                                   \
     int32_t check_status = (call);                       \
