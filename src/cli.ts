@@ -13,6 +13,8 @@ async function execute(command: DuetCommand): Promise<number> {
       return (await import("./cli/run.ts")).run(command);
     case "pack":
       return (await import("./cli/pack.ts")).pack(command);
+    case "synth":
+      return (await import("./cli/synth.ts")).synth(command);
     case "inspect":
       return (await import("./cli/inspect.ts")).inspect(command);
     case "eval":

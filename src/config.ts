@@ -48,6 +48,18 @@ export interface PackCommand {
   readonly modelName: string | null;
 }
 
+export interface SynthCommand {
+  readonly name: "synth";
+  /** A named shape, JSON, or the path of a file with JSON. */
+  readonly shape: string;
+  readonly recipe: RecipeName;
+  readonly outPath: string;
+  /** A container or a Hugging Face folder; null: no tokenizer. */
+  readonly tokenizerPath: string | null;
+  readonly modelName: string | null;
+  readonly seed: number;
+}
+
 export interface InspectCommand {
   readonly name: "inspect";
   readonly containerPath: string;
@@ -81,7 +93,7 @@ export interface BenchCommand {
 }
 
 export type DuetCommand =
-  ServeCommand | RunCommand | PackCommand | InspectCommand | EvalCommand | DoctorCommand | BenchCommand;
+  ServeCommand | RunCommand | PackCommand | SynthCommand | InspectCommand | EvalCommand | DoctorCommand | BenchCommand;
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
@@ -300,6 +312,36 @@ function addFileCommands(cli: Cli, done: (command: DuetCommand) => void): void {
     .addHelpText("after", "\nExample:\n  $ duet pack ./pangu-pro-moe --recipe q4 -o pangu.duet")
     .action((folder: string, raw) => {
       done({ name: "pack", folder, recipe: raw.recipe, outPath: raw.out, modelName: raw.name ?? null });
+    });
+  cli
+    .command("synth")
+    .description("make a container with random weights, to measure a shape without its weights")
+    .requiredOption("--shape <shape>", "pangu-72b, pangu-slice, small, tiny, a JSON file, or JSON")
+    .addOption(new Option("--recipe <name>", "quantisation").choices(["q4", "q8", "f16"]).default("q4"))
+    .requiredOption("-o, --out <file>", "the container to write")
+    .option(
+      "--tokenizer <path>",
+      "a container or folder to take the tokenizer of, or none (default: the shipped model)",
+    )
+    .option("--name <name>", "what the model is called (default: the shape's name)")
+    .option("--seed <number>", "the same seed gives the same file", integerBetween(0, Number.MAX_SAFE_INTEGER), 1)
+    .addHelpText(
+      "after",
+      `
+Examples:
+  $ duet synth --shape small --recipe q4 -o small.duet
+  $ duet synth --shape '{"hiddenDim": 512, "layerCount": 4}' -o mine.duet    the rest is as in small`,
+    )
+    .action((raw) => {
+      done({
+        name: "synth",
+        shape: raw.shape,
+        recipe: raw.recipe,
+        outPath: raw.out,
+        tokenizerPath: raw.tokenizer === "none" ? null : (raw.tokenizer ?? SHIPPED_CONTAINER),
+        modelName: raw.name ?? null,
+        seed: raw.seed,
+      });
     });
   cli
     .command("inspect")

@@ -65,6 +65,7 @@ function fill(
   sequenceCount: number,
   rowsEach: number,
   firstPosition: number,
+  isPrefill: boolean,
   draw: () => number,
 ): void {
   clearBatch(batch);
@@ -75,12 +76,7 @@ function fill(
       Array.from({ length: blocksEach }, (_, block) => sequence * blocksEach + block),
     );
     for (let row = 0; row < rowsEach; row++) {
-      addRow(
-        batch,
-        Math.floor(draw() * plan.vocabularySize),
-        firstPosition + row,
-        firstPosition > 0 || row === rowsEach - 1,
-      );
+      addRow(batch, Math.floor(draw() * plan.vocabularySize), firstPosition + row, !isPrefill || row === rowsEach - 1);
     }
   }
 }
@@ -116,7 +112,7 @@ export async function runEngineBench(
       stats.expertLayers = 0;
       for (let done = 0; done < rowsEach; done += rowMax) {
         const chunk = Math.min(rowMax, rowsEach - done);
-        fill(batch, plan, sequenceCount, chunk, firstPosition + done, draw);
+        fill(batch, plan, sequenceCount, chunk, firstPosition + done, kind === "prefill", draw);
         const chunkStats = emptyStats();
         const startMs = nowMs();
         model.run(batch, chunkStats);

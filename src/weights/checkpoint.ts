@@ -1,6 +1,7 @@
 // A Hugging Face checkpoint folder: its shape, tokenizer texts and tensors, and which checkpoint tensors make up each
 // container tensor. The only place that knows checkpoint tensor names. Writes nothing.
 
+import { existsSync } from "node:fs";
 import { unreachable } from "../base/assert.ts";
 import { DuetError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
@@ -74,10 +75,16 @@ function parseJson(text: string, path: string): JsonObject {
   throw new DuetError("checkpoint_invalid", "the file is not a JSON object", { where: path, next: NEXT });
 }
 
-/** Opens a checkpoint folder. DuetError names the file and key that is missing or wrong. */
-export function openCheckpoint(folder: string): Checkpoint {
+interface TokenizerFolder {
+  readonly tokenizer: TokenizerFiles;
+  readonly generationConfig: JsonObject;
+  /** Every file that was read. */
+  readonly filePaths: readonly string[];
+}
+
+function readTokenizerFiles(folder: string): TokenizerFolder {
   const path = (name: string) => `${folder}/${name}`;
-  const filePaths = [path("config.json"), path("tokenizer.json")];
+  const filePaths = [path("tokenizer.json")];
   const optionalText = (name: string, what: string) => {
     try {
       const text = readText(path(name), what);
@@ -88,7 +95,6 @@ export function openCheckpoint(folder: string): Checkpoint {
       throw error;
     }
   };
-  const config = parseJson(readText(path("config.json"), "model config"), path("config.json"));
   const tokenizer: TokenizerFiles = {
     tokenizerJson: readText(path("tokenizer.json"), "tokenizer"),
     tokenizerConfigJson: optionalText("tokenizer_config.json", "tokenizer config"),
@@ -97,18 +103,34 @@ export function openCheckpoint(folder: string): Checkpoint {
   parseJson(tokenizer.tokenizerJson, path("tokenizer.json"));
   parseJson(tokenizer.tokenizerConfigJson, path("tokenizer_config.json"));
   const generationConfig = parseJson(tokenizer.generationConfigJson, path("generation_config.json"));
+  return { tokenizer, generationConfig, filePaths };
+}
+
+/** A folder's tokenizer and the ids that end a text, without its weights; config.json may be absent. */
+export function readTokenizerFolder(folder: string): { tokenizer: TokenizerFiles; endTokenIds: number[] } {
+  const { tokenizer, generationConfig } = readTokenizerFiles(folder);
+  const path = `${folder}/config.json`;
+  const config = existsSync(path) ? parseJson(readText(path, "model config"), path) : {};
+  return { tokenizer, endTokenIds: endTokenIdsFrom(generationConfig, config, Number.MAX_SAFE_INTEGER, path) };
+}
+
+/** Opens a checkpoint folder. DuetError names the file and key that is missing or wrong. */
+export function openCheckpoint(folder: string): Checkpoint {
+  const path = (name: string) => `${folder}/${name}`;
+  const config = parseJson(readText(path("config.json"), "model config"), path("config.json"));
+  const { tokenizer, generationConfig, filePaths } = readTokenizerFiles(folder);
   const tensors = openSafetensors(folder);
   try {
     const shape = shapeFromConfig(config, path("config.json"), (name) => tensors.byName.has(name));
     const endTokenIds = endTokenIdsFrom(generationConfig, config, shape.vocabularySize, path("config.json"));
-    filePaths.push(...tensors.files.map((file) => file.path));
+    const weightPaths = tensors.files.map((file) => file.path);
     return {
       folder,
       shape,
       endTokenIds,
       tokenizer,
       tensors,
-      filePaths: filePaths.toSorted(),
+      filePaths: [path("config.json"), ...filePaths, ...weightPaths].toSorted(),
       [Symbol.dispose]: () => tensors[Symbol.dispose](),
     };
   } catch (error) {

@@ -203,6 +203,35 @@ export function encodeRowTile(
   }
 }
 
+/** Makes one weight of a rowTile zero; with `isWholeBlock`, its quantBlock's scale too. */
+export function clearWeight(
+  quantType: QuantType,
+  bytes: Uint8Array,
+  tileOffset: number,
+  row: number,
+  column: number,
+  isWholeBlock: boolean,
+): void {
+  if (quantType === "f16" || quantType === "f32") {
+    const size = quantType === "f16" ? 2 : 4;
+    const at = tileOffset + (column * TILE_ROWS + row) * size;
+    bytes.fill(0, at, at + size);
+    return;
+  }
+  const half = (column >> 5) & 1;
+  const k = column & 31;
+  const pairOffset = tileOffset + (column >> 6) * (quantType === "q8" ? Q8_PAIR_BYTES : Q4_PAIR_BYTES);
+  const codesOffset = pairOffset + PAIR_SCALE_BYTES;
+  if (isWholeBlock) writeScale(0, bytes, pairOffset + (half * TILE_ROWS + row) * 2);
+  if (quantType === "q8") {
+    bytes[codesOffset + half * 512 + (k >> 2) * 64 + row * 4 + (k & 3)] = 128;
+    return;
+  }
+  const at = codesOffset + half * 256 + (k >> 3) * 64 + row * 4 + (k & 3);
+  const packed = bytes[at] as number;
+  bytes[at] = (k & 4) === 0 ? (packed & 0xf0) | 8 : (packed & 0x0f) | 0x80;
+}
+
 /** Decodes one rowTile to out[16][columns]; `columns` is the padded count. */
 export function decodeRowTile(
   quantType: QuantType,

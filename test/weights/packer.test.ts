@@ -4,9 +4,10 @@ import { join } from "node:path";
 import fc from "fast-check";
 import { defined } from "../../src/base/assert.ts";
 import { readContainer, readTensor, verifyTensors } from "../../src/weights/container.ts";
+import type { WriteProgress } from "../../src/weights/container-writer.ts";
 import { headRanges } from "../../src/weights/expected-tensors.ts";
 import type { Container } from "../../src/weights/header.ts";
-import { type PackProgress, packCheckpoint } from "../../src/weights/packer.ts";
+import { packCheckpoint } from "../../src/weights/packer.ts";
 import { decodeGateUp, decodeMatrix } from "../../src/weights/quantise.ts";
 import { RECIPE_NAMES } from "../../src/weights/recipe.ts";
 import { type DieIndex, dieRange, DIES } from "../../src/weights/split.ts";
@@ -223,7 +224,7 @@ describe("packing", () => {
 
   test("progress ascends to the end", () => {
     const { folder } = writeTinyCheckpoint(join(root, "progress"));
-    const steps: PackProgress[] = [];
+    const steps: WriteProgress[] = [];
     const { tensorCount } = packCheckpoint({ folder, recipe: "q8", outPath, onProgress: (step) => steps.push(step) });
     expect(steps.length).toBe(tensorCount);
     expect(steps.every((step, i) => i === 0 || step.bytesDone > (steps[i - 1]?.bytesDone ?? 0))).toBe(true);
