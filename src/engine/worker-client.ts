@@ -1,14 +1,16 @@
-// The engine in a Bun Worker of its own, seen from the HTTP thread. It owns the worker, the promises that wait for it, and the
-// shared cancel words.
+// The engine in a Bun Worker of its own, seen from the HTTP thread. It owns the worker, the promises that wait for it, the
+// shared cancel words, and the watchdog over steps that don't return.
 
 import { DuetError, type DuetErrorCode, RequestError } from "../base/errors.ts";
 import { CANCEL_WORDS_BYTES, CancelWords } from "./cancel-words.ts";
 import type { EngineClient, EngineOptions, OutputListener } from "./client.ts";
 import type { EngineRequest, EngineStatus, FromEngine, StepReport, ToEngine } from "./messages.ts";
 import { OutputRouter } from "./output-router.ts";
+import { Watchdog } from "./watchdog.ts";
 
 /** How long a worker may take to end once everything is cancelled; a step can't be interrupted from outside for longer. */
 const CLOSE_MS = 5_000;
+const WATCH_MS = 1_000;
 
 /** Starts the worker and opens the engine in it. Throws DuetError when it can't be opened. */
 export async function startWorkerEngine(options: EngineOptions): Promise<EngineClient> {
@@ -47,6 +49,8 @@ class WorkerEngine implements EngineClient {
   readonly #worker: Worker;
   readonly #words: CancelWords;
   readonly #router = new OutputRouter();
+  readonly #watchdog = new Watchdog();
+  readonly #watchTimer: Timer;
   readonly #stepListeners: ((report: StepReport) => void)[] = [];
   readonly #failureListeners: ((message: string) => void)[] = [];
   readonly #submitting = new Map<string, Waiter<void>>();
@@ -62,7 +66,12 @@ class WorkerEngine implements EngineClient {
     this.#worker = worker;
     this.#words = words;
     this.#lastStatus = status;
-    worker.addEventListener("message", (event: MessageEvent<FromEngine>) => this.#receive(event.data));
+    this.#watchTimer = setInterval(() => this.#watch(), WATCH_MS);
+    this.#watchTimer.unref();
+    worker.addEventListener("message", (event: MessageEvent<FromEngine>) => {
+      this.#watchdog.hear(performance.now());
+      this.#receive(event.data);
+    });
     worker.addEventListener("error", (event) => this.#fail(`the engine's worker crashed: ${event.message}`));
     worker.addEventListener("close", () => {
       if (!this.#isClosing) this.#fail("the engine's worker ended");
@@ -84,6 +93,7 @@ class WorkerEngine implements EngineClient {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.#router.add(requestId, request.choiceCount, listener);
     this.#submitting.set(requestId, { resolve, reject });
+    this.#watchdog.add(requestId, request.deadlineMs, performance.now());
     this.#send({ type: "submit", request });
     return promise;
   }
@@ -123,6 +133,7 @@ class WorkerEngine implements EngineClient {
   async close(): Promise<void> {
     if (this.#isClosing) return;
     this.#isClosing = true;
+    clearInterval(this.#watchTimer);
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#whenClosed = resolve;
     // A step under way ends within a layer; its announcement stays unseen, so that no other starts.
@@ -139,6 +150,11 @@ class WorkerEngine implements EngineClient {
     this.#router.fail("the engine is closed");
     for (const waiter of this.#statusWaiters.values()) waiter.resolve(this.#lastStatus);
     this.#settleDrained();
+  }
+
+  #watch(): void {
+    const verdict = this.#watchdog.verdict(performance.now(), (requestId) => this.#router.has(requestId));
+    if (verdict !== null) this.#fail(verdict);
   }
 
   #send(message: ToEngine): void {
@@ -185,6 +201,7 @@ class WorkerEngine implements EngineClient {
   #fail(message: string): void {
     if (this.#failure !== null) return;
     this.#failure = message;
+    clearInterval(this.#watchTimer);
     this.#lastStatus = { ...this.#lastStatus, state: "unhealthy", unhealthyReason: message };
     // Who has not been queued yet is refused, before any output.
     for (const [requestId, waiter] of this.#submitting) {
