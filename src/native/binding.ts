@@ -14,6 +14,7 @@ export const CONSTANTS = {
   opFlagLogitRows: 1,
   opFlagAccumulate: 2,
   opFlagRenormalise: 4,
+  kvFillByte: 60,
 } as const;
 
 export const STATUS = {
@@ -60,6 +61,16 @@ export const OP_CODE = {
   ffn: 7,
   expertFfn: 8,
   logits: 9,
+} as const;
+
+export const ROOF_KIND = {
+  read: 0,
+  integerDot: 1,
+  floatFma: 2,
+  barrier: 3,
+  handOff: 4,
+  matmul: 5,
+  attention: 6,
 } as const;
 
 export type FieldKind = "char" | "u32" | "i32" | "u64" | "f32" | "ptr";
@@ -222,6 +233,33 @@ export const SAMPLE_RESULT_STRUCT = {
   },
 } as const;
 
+export const ROOF_TASK_STRUCT = {
+  bytes: 56,
+  fields: {
+    kind: { offset: 0, kind: "u32", count: 1 },
+    quantType: { offset: 4, kind: "u32", count: 1 },
+    kvType: { offset: 8, kind: "u32", count: 1 },
+    rowCount: { offset: 12, kind: "u32", count: 1 },
+    columnCount: { offset: 16, kind: "u32", count: 1 },
+    queryHeadCount: { offset: 20, kind: "u32", count: 1 },
+    headDim: { offset: 24, kind: "u32", count: 1 },
+    keyCount: { offset: 28, kind: "u32", count: 1 },
+    isPrefetched: { offset: 32, kind: "u32", count: 1 },
+    reserved: { offset: 36, kind: "u32", count: 1 },
+    bytes: { offset: 40, kind: "u64", count: 1 },
+    slab: { offset: 48, kind: "ptr", count: 1 },
+  },
+} as const;
+
+export const ROOF_RESULT_STRUCT = {
+  bytes: 24,
+  fields: {
+    nanoseconds: { offset: 0, kind: "u64", count: 1 },
+    bytes: { offset: 8, kind: "u64", count: 1 },
+    operations: { offset: 16, kind: "u64", count: 1 },
+  },
+} as const;
+
 /** As `dlopen` of bun:ffi takes them. */
 export const SYMBOLS = {
   duet_slab_map: { args: ["cstring", "u64", "ptr"], returns: "i32" },
@@ -250,4 +288,9 @@ export const SYMBOLS = {
   duet_model_sample: { args: ["ptr", "ptr", "ptr", "u32"], returns: "i32" },
   duet_sample_logits: { args: ["u32", "ptr", "u32", "ptr", "ptr"], returns: "i32" },
   duet_model_draft: { args: ["ptr", "ptr", "ptr", "ptr", "u32", "ptr", "ptr"], returns: "i32" },
+  duet_roof_open: { args: ["ptr", "ptr", "ptr"], returns: "i32" },
+  duet_roof_run: { args: ["ptr", "u64", "ptr"], returns: "i32" },
+  duet_roof_close: { args: ["ptr"], returns: "i32" },
+  duet_model_kv_fill: { args: ["ptr", "u32"], returns: "i32" },
+  duet_file_evict: { args: ["cstring"], returns: "i32" },
 } as const;

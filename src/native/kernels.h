@@ -289,4 +289,52 @@ DUET_API int32_t duet_model_draft(duet_model *model, const duet_batch *batch, co
                                   const uint32_t *step_counts, uint32_t step_stride, int32_t *draft_tokens,
                                   float *draft_probs);
 
+/* ---- the machine's limits ---------------------------------------------------------------------------------------- */
+
+typedef enum duet_roof_kind {
+  DUET_ROOF_KIND_READ = 0,        /* `bytes` of each lane, from memory of its own or from the mapped slab */
+  DUET_ROOF_KIND_INTEGER_DOT = 1, /* the instruction set's int8 multiply-add, from registers */
+  DUET_ROOF_KIND_FLOAT_FMA = 2,   /* the float32 fma, from registers */
+  DUET_ROOF_KIND_BARRIER = 3,     /* one barrier of all lanes */
+  DUET_ROOF_KIND_HAND_OFF = 4,    /* from the caller to all lanes and back, with nothing to do */
+  DUET_ROOF_KIND_MATMUL = 5,      /* the kernel over `bytes` of each lane's weights */
+  DUET_ROOF_KIND_ATTENTION = 6    /* the kernel for one KV head; the last of row_count rows sees key_count keys */
+} duet_roof_kind;
+
+typedef struct duet_roof_task {
+  uint32_t kind;
+  uint32_t quant_type;            /* MATMUL: q4 or q8 */
+  uint32_t kv_type;               /* ATTENTION */
+  uint32_t row_count;             /* MATMUL, ATTENTION */
+  uint32_t column_count;          /* MATMUL: a multiple of 64 */
+  uint32_t query_head_count;      /* ATTENTION: heads that share the KV head */
+  uint32_t head_dim;              /* ATTENTION */
+  uint32_t key_count;             /* ATTENTION */
+  uint32_t is_prefetched;         /* READ: ask for lines in advance */
+  uint32_t reserved;
+  uint64_t bytes;                 /* of each lane; READ: a multiple of 512 */
+  duet_slab *slab;                /* READ: lane i reads from i * bytes; null: anonymous memory */
+} duet_roof_task;
+
+typedef struct duet_roof_result {
+  uint64_t nanoseconds;           /* of all passes */
+  uint64_t bytes;                 /* of all passes and lanes */
+  uint64_t operations;
+} duet_roof_result;
+
+typedef struct duet_roof duet_roof;
+
+#define DUET_KV_FILL_BYTE 60     /* a finite number when repeated, in every KV type and as a scale */
+
+/* Makes the operands of a task, one set for each lane; the device and the slab are borrowed until duet_roof_close.
+ * UNSUPPORTED when the device's instruction set has nothing to measure (plain C has no peak). */
+DUET_API int32_t duet_roof_open(duet_device *device, const duet_roof_task *task, duet_roof **out);
+DUET_API int32_t duet_roof_run(duet_roof *roof, uint64_t pass_count, duet_roof_result *out);
+DUET_API int32_t duet_roof_close(duet_roof *roof);
+/* Writes DUET_KV_FILL_BYTE over the first kv_block_count kvBlocks, so that a long context can be timed without a prefill:
+ * speed depends on where KV lies, not on its values. */
+DUET_API int32_t duet_model_kv_fill(duet_model *model, uint32_t kv_block_count);
+/* Asks the system to drop a file's pages from the page cache; pages that are mapped elsewhere stay. */
+DUET_API int32_t duet_file_evict(const char *path);
+
 #endif
