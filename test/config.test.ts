@@ -51,13 +51,20 @@ test("run takes one prompt or none", () => {
   expect(command).toMatchObject({ prompt: "hello", temperature: 0, seed: 5, outputTokenMax: 3, isRaw: true });
 });
 
-test("pack, inspect, eval, bench and doctor carry what they were given", () => {
+test("pack, synth, inspect, eval, bench and doctor carry what they were given", () => {
   expect(parse("pack", ["pack", "folder", "-o", "x.duet", "--recipe", "q8"])).toMatchObject({
     folder: "folder",
     outPath: "x.duet",
     recipe: "q8",
     modelName: null,
   });
+  expect(parse("synth", ["synth", "--shape", "tiny", "-o", "x.duet"])).toMatchObject({
+    shape: "tiny",
+    recipe: "q4",
+    tokenizerPath: SHIPPED_CONTAINER,
+    seed: 1,
+  });
+  expect(parse("synth", "synth --shape tiny -o x --tokenizer none".split(" ")).tokenizerPath).toBeNull();
   expect(parse("inspect", ["inspect", "--json", "--verify"])).toMatchObject({
     containerPath: SHIPPED_CONTAINER,
     isJson: true,

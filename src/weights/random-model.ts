@@ -6,7 +6,7 @@ import { type TensorSpec } from "./expected-tensors.ts";
 import { clearPadding, RandomTensors } from "./random-tensors.ts";
 import type { ModelShape } from "./shape.ts";
 import { type DieSplit, dieRange } from "./split.ts";
-import { rowTileBytes, TILE_ROWS } from "./tensor.ts";
+import { COLUMN_MULTIPLE, rowTileBytes, TILE_ROWS } from "./tensor.ts";
 
 /** Root mean square of silu(g) × u for independent g and u of unit variance. */
 const SWIGLU_RMS = 0.596;
@@ -30,10 +30,9 @@ export class RandomModel {
     seed: number,
   ) {
     const bytes = specs.map((spec) => spec.bytes);
-    this.#tensors = new RandomTensors(
-      seed,
-      bytes.reduce((sum, one) => sum + one, 0),
-    );
+    const pairs = bytes.reduce((sum, one) => sum + one, 0) / rowTileBytes("q4", COLUMN_MULTIPLE);
+    const tileMax = Math.max(...specs.map((spec) => spec.rows)) / TILE_ROWS;
+    this.#tensors = new RandomTensors(seed, Math.max(tileMax, pairs / 8));
     this.#buffer = new Uint8Array(Math.max(...bytes));
   }
 

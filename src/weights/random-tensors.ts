@@ -11,7 +11,7 @@ import { COLUMN_MULTIPLE, QUANT_BLOCK, type QuantType, rowTileBytes, TILE_ROWS }
  * Pairs in a pool. Primes: rowTile t of a run begins at pair start + t × (pairs per rowTile) modulo the pool, so that the
  * rowTiles of a matrix differ until there are as many as pairs, which is more than any vocabulary in use has.
  */
-const POOL_PAIRS = [509, 4093, 16381];
+const POOL_PAIRS = [509, 2039, 4093, 16381];
 /** Only routers are f32, and they are short. */
 const F32_POOL_PAIRS = 4093;
 const PAIR_WEIGHTS = TILE_ROWS * COLUMN_MULTIPLE;
@@ -30,13 +30,12 @@ export class RandomTensors {
   readonly #pools = new Map<string, Uint8Array>();
   readonly #pairCount: number;
 
-  /** `matrixBytes` is about how much will be asked for: a small model needs no large pools. */
+  /** `pairsWanted`: more than the rowTiles of any matrix; a small model needs no large pools. */
   constructor(
     readonly seed: number,
-    matrixBytes: number,
+    pairsWanted: number,
   ) {
-    const wanted = matrixBytes / rowTileBytes("q4", COLUMN_MULTIPLE);
-    this.#pairCount = POOL_PAIRS.find((pairs) => pairs >= wanted) ?? Math.max(...POOL_PAIRS);
+    this.#pairCount = POOL_PAIRS.find((pairs) => pairs >= pairsWanted) ?? Math.max(...POOL_PAIRS);
     this.#random = randomWords(seed, this.#pairCount * PAIR_WEIGHTS);
   }
 

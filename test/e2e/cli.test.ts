@@ -46,9 +46,9 @@ const oneLine = (text: string) => text.trimEnd().split("\n").length;
 test("--help shows every command; a command's help has examples", async () => {
   const { status, out } = await duet(["--help"]);
   expect(status).toBe(0);
-  for (const name of ["serve", "run", "pack", "inspect", "eval", "bench", "doctor"])
+  for (const name of ["serve", "run", "pack", "synth", "inspect", "eval", "bench", "doctor"])
     expect(out).toContain(`  ${name} `);
-  for (const name of ["serve", "run", "pack", "inspect", "eval", "bench"]) {
+  for (const name of ["serve", "run", "pack", "synth", "inspect", "eval", "bench"]) {
     expect((await duet([name, "--help"])).out).toContain("Example");
   }
 });
