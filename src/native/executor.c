@@ -8,6 +8,8 @@
 
 #include <string.h>
 
+#pragma weak duet_op_rope_and_store_avx2
+
 #define INVALID(...) return duet_fail(DUET_STATUS_INVALID, __VA_ARGS__)
 
 /* ---- checking a Batch -------------------------------------------------------------------------------------------- */
@@ -254,7 +256,10 @@ static int run_op(duet_step *step, const duet_op_state *op, duet_lane *lane) {
     case DUET_OP_EMBED: return op_embed(step, op, lane);
     case DUET_OP_RMS_NORM: return op_rms_norm(step, op, lane);
     case DUET_OP_MATMUL: return op_matmul(step, op, lane);
-    case DUET_OP_ROPE_AND_STORE: return duet_op_rope_and_store(step, op, lane);
+    case DUET_OP_ROPE_AND_STORE:
+      /* Every vector table of x86 implies AVX2 and FMA. */
+      if (duet_op_rope_and_store_avx2 != NULL && step->model->kernels->isa != DUET_ISA_PLAIN) return duet_op_rope_and_store_avx2(step, op, lane);
+      return duet_op_rope_and_store(step, op, lane);
     case DUET_OP_ATTENTION: return duet_op_attention(step, op, lane);
     case DUET_OP_EXCHANGE_ADD: return op_exchange_add(step, op, lane);
     case DUET_OP_ROUTE: return duet_op_route(step, op, lane);

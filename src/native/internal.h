@@ -225,6 +225,8 @@ int duet_slot_quantise(const duet_model *model, const duet_slot_state *slot, uin
 void duet_embed_row(const duet_weight *weight, uint32_t row, float *out);
 /* Ops return non-zero when they met a value that is not finite. */
 int duet_op_rope_and_store(duet_step *step, const duet_op_state *op, duet_lane *lane);
+/* The same bits, compiled for AVX2 and FMA; null on other architectures (attend_avx2.c). */
+int duet_op_rope_and_store_avx2(duet_step *step, const duet_op_state *op, duet_lane *lane);
 int duet_op_attention(duet_step *step, const duet_op_state *op, duet_lane *lane);
 void duet_rope_tables(duet_step *step, duet_lane *lane);
 int duet_op_route(duet_step *step, const duet_op_state *op, duet_lane *lane);

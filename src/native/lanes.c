@@ -23,8 +23,9 @@
 
 #define CACHE_LINE 64
 #define SPIN_NS_MAX 50000
-#define SPINS_BEFORE_YIELD 2048u
+#define SPINS_BEFORE_YIELD 512u /* 5 to 25 us: more than lanes are apart where each has a CPU to itself */
 #define SPINS_BEFORE_YIELD_CROWDED 32u
+#define SPINS_PER_LOOK 32u
 
 typedef struct duet_barrier {
   _Alignas(CACHE_LINE) _Atomic uint32_t waiting;
@@ -130,11 +131,10 @@ static long futex(_Atomic uint32_t *word, int operation, uint32_t value) {
 static void wait_for_epoch(duet_device *device, uint32_t seen) {
   uint64_t sleep_at = monotonic_ns() + SPIN_NS_MAX;
   for (uint32_t spins = 1; atomic_load_explicit(&device->epoch, memory_order_acquire) == seen; spins++) {
-    if (spins % 64 != 0) {
-      relax();
-      continue;
-    }
-    if (device->spins_before_yield == SPINS_BEFORE_YIELD_CROWDED) sched_yield();
+    relax();
+    if (spins % SPINS_PER_LOOK != 0) continue;
+    /* Lane 0 may be waiting for this CPU. */
+    if (spins >= device->spins_before_yield) sched_yield();
     if (monotonic_ns() < sleep_at) continue;
     /* Sequentially consistent on both sides: either this lane sees the new epoch or lane 0 sees it sleeping. */
     atomic_fetch_add(&device->sleeping_count, 1);
