@@ -4,7 +4,7 @@
  * loaded model, and runs a Program (a flat list of ops) over a Batch. It never parses a container header, never sees a
  * request, never exits and never prints: every function returns a duet_status and leaves a text for duet_last_error.
  *
- * Conventions: all structs are plain, little-endian, 64-bit, with explicit padding; sizes are asserted in kernels.c and in
+ * Conventions: all structs are plain, little-endian, 64-bit, with explicit padding; sizes are asserted in library.c and in
  * the generated binding. Pointers given to a call are borrowed for that call only, unless a comment says otherwise.
  * Arithmetic: docs/arithmetic.md. Weight layouts: docs/container.md.
  */
