@@ -5,6 +5,10 @@
  * loads. SDOT multiplies signed bytes only, so stored weights change their zero point on the way in: q8 by flipping bit 7; a q4
  * nibble becomes 16 (n - 8) by flipping its bit 3 and standing in the high half, and the conversion to float32 takes the 16 back.
  * Both are exact: |dot| is at most 16 * 8 * 127 * 32 < 2^24.
+ *
+ * The shapes of the loops come from counting instructions and spills in compiled code; no Arm machine has timed them. SMMLA (i8mm)
+ * is not used: its 2 x 2 results must be sorted into rows, and the float32 step of every quantBlock stays, which leaves about 84
+ * vector instructions of 100 at 8 rows.
  */
 #if defined(__aarch64__)
 #include <arm_neon.h>

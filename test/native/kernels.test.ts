@@ -43,7 +43,7 @@ const hasAll = (...flags: string[]) => flags.every((flag) => cpuFlags.has(flag))
 const hasAvx512 = hasAll("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni");
 const isX64 = process.arch === "x64";
 
-const units = ["kernels_plain.c"];
+const units = ["kernels_plain.c", "kernels_neon.c"]; // those of another architecture are left out
 if (isX64) units.push("kernels_avx2.c", "kernels_avx512.c");
 const paths = ["test/native/twin-test.c", ...units.map((unit) => `src/native/${unit}`)];
 if (isX64) paths.push(hasAvx512 ? "test/native/avxvnni-as-evex_avx512.c" : "src/native/kernels_avxvnni.c");
@@ -77,6 +77,7 @@ const hasBoth = hasGcc && hasClang;
 const TABLES: { table: string; canRun: boolean; needs: string }[] = [
   { table: "avx2", canRun: isX64 && hasAll("avx2", "fma", "f16c"), needs: "AVX2, FMA and F16C" },
   { table: "avxvnni", canRun: isX64 && (hasAvx512 || hasAll("avx_vnni")), needs: "AVX-VNNI or AVX-512 VNNI" },
+  { table: "neon", canRun: process.arch === "arm64" && hasAll("asimddp", "asimdhp"), needs: "Arm's dot products" },
   { table: "avx512", canRun: isX64 && hasAvx512, needs: "AVX-512 F, BW, VL, DQ and VNNI" },
 ];
 

@@ -12,6 +12,12 @@
 #include "duet-math.h"
 #include "kernel-table.h"
 
+/* A program may be linked without some units. */
+#pragma weak duet_kernels_avx2
+#pragma weak duet_kernels_avxvnni
+#pragma weak duet_kernels_avx512
+#pragma weak duet_kernels_neon
+
 enum { GUARD = 64 };
 
 static const duet_kernel_table *plain;
@@ -327,13 +333,10 @@ int main(int argc, char **argv) {
   state = (argc > 2 ? strtoull(argv[2], NULL, 10) : 1) * 0x9e3779b97f4a7c15u | 1;
   const long rounds = argc > 3 ? strtol(argv[3], NULL, 10) : 100;
   plain = duet_kernels_plain();
-#if defined(__x86_64__)
-  if (strcmp(name, "avx512") == 0) fast = duet_kernels_avx512();
-  if (strcmp(name, "avxvnni") == 0) fast = duet_kernels_avxvnni();
-  if (strcmp(name, "avx2") == 0) fast = duet_kernels_avx2();
-#elif defined(__aarch64__)
-  if (strcmp(name, "neon") == 0) fast = duet_kernels_neon();
-#endif
+  if (strcmp(name, "avx512") == 0 && duet_kernels_avx512) fast = duet_kernels_avx512();
+  if (strcmp(name, "avxvnni") == 0 && duet_kernels_avxvnni) fast = duet_kernels_avxvnni();
+  if (strcmp(name, "avx2") == 0 && duet_kernels_avx2) fast = duet_kernels_avx2();
+  if (strcmp(name, "neon") == 0 && duet_kernels_neon) fast = duet_kernels_neon();
   if (strcmp(name, "plain") == 0) fast = plain; /* for the hash alone */
   if (strcmp(name, "wrong") == 0) {
     wrong = *plain;

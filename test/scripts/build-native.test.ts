@@ -125,6 +125,17 @@ test("a compiler that doesn't run is named, with where the name came from", () =
   expect(build([], { CC: "no-such-cc" }).stderr).toContain('"no-such-cc" ($CC)');
 });
 
+test("another machine is built for by its own compiler, and by no other", () => {
+  const cross = build(["--target", "aarch64-linux-gnu"], { PATH: pathWithoutCompiler(), CC: COMPILER ?? "" });
+  expect(cross.exitCode).toBe(1);
+  expect(cross.stderr).toMatch(
+    /^build-native: no C compiler for aarch64-linux-gnu was found; install one with `apt-get install .+\n$/,
+  );
+  expect(build(["--target", "sparc"]).stderr).toBe(
+    'build-native: unknown target "sparc"; targets are aarch64-linux-gnu\n',
+  );
+});
+
 test("an unknown option and an unwritable place are one line each", () => {
   expect(build(["--fast"])).toMatchObject({
     exitCode: 1,
