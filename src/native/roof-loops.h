@@ -121,7 +121,7 @@ TARGET_256 static void fma_256(uint64_t loops) {
 static void dot_neon(uint64_t loops) {
   const int8x16_t w = vdupq_n_s8(3);
 #define DECLARE(i) int32x4_t a##i = vdupq_n_s32(3);
-#define STEP(i) __asm__ volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %1.16b" : "+w"(a##i) : "w"(w));
+#define STEP(i) __asm__ volatile(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %1.16b" : "+w"(a##i) : "w"(w));
   TIMES_16(DECLARE)
   for (uint64_t i = 0; i < loops; i++) { TIMES_16(STEP) }
 #undef DECLARE
