@@ -31,6 +31,7 @@ export class EventStream {
   #controller!: ReadableStreamDefaultController<Uint8Array>;
   #heartbeat: ReturnType<typeof setInterval>;
   #stall: ReturnType<typeof setTimeout> | null = null;
+  /** Since the last heartbeat was due. */
   #hasSent = false;
   #isClosed = false;
 
@@ -47,6 +48,8 @@ export class EventStream {
       { highWaterMark: BUFFER_BYTES, size: (chunk) => chunk?.byteLength ?? 0 },
     );
     this.#heartbeat = setInterval(() => this.#beat(), options.heartbeatMs);
+    // Headers leave with the first bytes only: the caller shall see at once that the request is queued.
+    this.#beat();
   }
 
   get isClosed(): boolean {

@@ -25,6 +25,7 @@ const IDLE_SECONDS = 60;
 /** Bodies are counted by the app; this is only the socket's own stop behind it. */
 const SOCKET_BODY_BYTES_MAX = 2 ** 40;
 const CLOSE_MS = 1_000;
+const POLL_MS = 5;
 
 /** Throws DuetError port_unavailable. */
 export function startServer(app: App, options: ListenOptions): RunningServer {
@@ -32,7 +33,9 @@ export function startServer(app: App, options: ListenOptions): RunningServer {
   let stopping: Promise<void> | null = null;
   const stop = async (graceMs: number) => {
     await app.lifecycle.drain(graceMs);
-    await withTimeout(server.stop(false), CLOSE_MS);
+    // Idle keep-alive connections need not be waited for, only answers that are still on their way out.
+    const endMs = performance.now() + CLOSE_MS;
+    while (server.pendingRequests > 0 && performance.now() < endMs) await Bun.sleep(POLL_MS);
     await withTimeout(server.stop(true), CLOSE_MS);
   };
   const host = options.host.includes(":") ? `[${options.host.replace(/^\[|\]$/g, "")}]` : options.host;
