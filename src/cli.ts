@@ -21,8 +21,12 @@ async function execute(command: DuetCommand): Promise<number> {
       return (await import("./cli/eval.ts")).evaluate(command);
     case "doctor":
       return (await import("./cli/doctor.ts")).doctor(command);
-    case "bench":
-      return (await import("./cli/bench.ts")).bench(command);
+    case "bench engine":
+      return (await import("./cli/bench-engine.ts")).benchEngine(command);
+    case "bench roof":
+      return (await import("./cli/bench-roof.ts")).benchRoof(command);
+    case "bench compare":
+      return (await import("./cli/bench-compare.ts")).benchCompare(command);
   }
 }
 

@@ -1,16 +1,24 @@
 // The only reader of environment and argv: the `duet` command line as one typed, frozen Command. Nothing here opens files or
 // starts work. Precedence: option, then environment, then default.
 
-import { fileURLToPath } from "node:url";
 import { Command as Cli, InvalidArgumentError, Option } from "commander";
-import type { EngineOptions } from "./engine/client.ts";
 import type { LogLevel } from "./base/log.ts";
+import { addBenchCommands, type BenchCommand } from "./config/bench.ts";
+import {
+  engineOptions,
+  integerBetween,
+  numberBetween,
+  SHIPPED_CONTAINER,
+  SHIPPED_EVAL_TEXT,
+  splitList,
+  withEngineOptions,
+} from "./config/options.ts";
+import type { EngineOptions } from "./engine/client.ts";
 import type { RecipeName } from "./weights/header.ts";
 
+export { SHIPPED_CONTAINER, SHIPPED_DRAFT, SHIPPED_EVAL_TEXT } from "./config/options.ts";
+
 export const VERSION = "0.1.0";
-export const SHIPPED_CONTAINER = fileURLToPath(new URL("../models/fable/fable.duet", import.meta.url));
-export const SHIPPED_DRAFT = fileURLToPath(new URL("../models/fable-draft/fable-draft.duet", import.meta.url));
-export const SHIPPED_EVAL_TEXT = fileURLToPath(new URL("../models/fable/validation.txt", import.meta.url));
 
 export interface LogConfig {
   readonly level: LogLevel;
@@ -85,119 +93,12 @@ export interface DoctorCommand {
   readonly isJson: boolean;
 }
 
-export interface BenchCommand {
-  readonly name: "bench";
-  readonly engine: EngineOptions;
-  readonly isJson: boolean;
-  readonly repeatCount: number;
-}
-
 export type DuetCommand =
   ServeCommand | RunCommand | PackCommand | SynthCommand | InspectCommand | EvalCommand | DoctorCommand | BenchCommand;
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-function integerBetween(minimum: number, maximum: number) {
-  return (text: string): number => {
-    const value = Number(text);
-    if (!Number.isInteger(value) || value < minimum || value > maximum) {
-      throw new InvalidArgumentError(`expected an integer from ${minimum} to ${maximum}.`);
-    }
-    return value;
-  };
-}
-
-function numberBetween(minimum: number, maximum: number) {
-  return (text: string): number => {
-    const value = Number(text);
-    if (!(value >= minimum && value <= maximum)) {
-      throw new InvalidArgumentError(`expected a number from ${minimum} to ${maximum}.`);
-    }
-    return value;
-  };
-}
-
 const append = (text: string, before: readonly string[] | undefined) => [...(before ?? []), text];
-
-/** The options that say which model runs where; shared by serve, run, eval and bench. */
-function withEngineOptions(cli: Cli): Cli {
-  return cli
-    .addOption(new Option("--device <kind>", "what computes").choices(["cpu", "reference"]).default("cpu"))
-    .option("--threads <count>", "lanes of the cpu device (default: one per core)", integerBetween(1, 256))
-    .option("--pin", "pin each lane to a core", false)
-    .addOption(
-      new Option("--isa <name>", "instruction set (default: the best of this CPU)").choices([
-        "plain",
-        "avx2",
-        "avxvnni",
-        "avx512",
-        "neon",
-      ]),
-    )
-    .addOption(new Option("--kv <type>", "KV cache type").choices(["f16", "int8", "f32"]).default("f16"))
-    .option(
-      "--kv-blocks <count>",
-      "KV blocks of 32 tokens (default: from context and memory)",
-      integerBetween(1, 1 << 24),
-    )
-    .addOption(
-      new Option("--speculation <mode>", "how drafts are made")
-        .choices(["auto", "off", "draft", "ngram"])
-        .default("auto"),
-    )
-    .option("--draft <container>", "draft model (default: the shipped one for the shipped model)")
-    .option("--draft-tokens <count>", "draft tokens per cycle at most", integerBetween(1, 64), 4)
-    .option("--sequences <count>", "sequences that run at once", integerBetween(1, 256), 16)
-    .option("--queue <count>", "waiting requests before 429", integerBetween(0, 1 << 20), 256)
-    .option("--prefill-chunk <tokens>", "prompt tokens per step at most", integerBetween(1, 4096), 256)
-    .option("--step-ms <ms>", "time budget of a mixed step", numberBetween(1, 60_000), 50)
-    .option("--no-prefix-cache", "never reuse the KV of equal prompt beginnings")
-    .addOption(
-      new Option("--verify <when>", "check the container's checksums")
-        .choices(["eager", "background", "off"])
-        .default("background"),
-    );
-}
-
-interface RawEngineOptions {
-  device: "cpu" | "reference";
-  threads?: number;
-  pin: boolean;
-  isa?: string;
-  kv: "f16" | "int8" | "f32";
-  kvBlocks?: number;
-  speculation: EngineOptions["speculation"];
-  draft?: string;
-  draftTokens: number;
-  sequences: number;
-  queue: number;
-  prefillChunk: number;
-  stepMs: number;
-  prefixCache: boolean;
-  verify: EngineOptions["verify"];
-}
-
-function engineOptions(containerPath: string | undefined, raw: RawEngineOptions): EngineOptions {
-  const shippedDraft = containerPath === undefined ? SHIPPED_DRAFT : null;
-  return Object.freeze({
-    containerPath: containerPath ?? SHIPPED_CONTAINER,
-    draftContainerPath: raw.draft ?? shippedDraft,
-    deviceKind: raw.device,
-    threadCount: raw.threads ?? null,
-    isPinned: raw.pin,
-    isa: raw.isa ?? null,
-    kvType: raw.kv,
-    kvBlockCount: raw.kvBlocks ?? null,
-    sequenceMax: raw.sequences,
-    queueMax: raw.queue,
-    prefillChunkMax: raw.prefillChunk,
-    speculation: raw.speculation,
-    draftTokenMax: raw.draftTokens,
-    isPrefixCached: raw.prefixCache,
-    stepMsTarget: raw.stepMs,
-    verify: raw.verify,
-  });
-}
 
 /** HOST and PORT as a clear error instead of a listening surprise. */
 function portFrom(env: Environment): number {
@@ -209,12 +110,6 @@ function portFrom(env: Environment): number {
     throw new InvalidArgumentError(`environment variable PORT: expected an integer from 0 to 65535, got '${text}'.`);
   }
 }
-
-const splitList = (text: string | undefined) =>
-  (text ?? "")
-    .split(",")
-    .map((part) => part.trim())
-    .filter((part) => part !== "");
 
 function addServe(cli: Cli, env: Environment, done: (command: DuetCommand) => void): void {
   withEngineOptions(
@@ -386,18 +281,6 @@ function addMeasureCommands(cli: Cli, done: (command: DuetCommand) => void): voi
         isJson: raw.json,
       });
     });
-  withEngineOptions(
-    cli
-      .command("bench")
-      .description("prefill, decode and verify speed of a model on this machine")
-      .argument("[container]", "default: the shipped model"),
-  )
-    .option("--repeat <count>", "runs per line; the median counts", integerBetween(1, 1000), 5)
-    .option("--json", "machine-readable", false)
-    .addHelpText("after", "\nExample:\n  $ duet bench --threads 2")
-    .action((containerPath: string | undefined, raw) => {
-      done({ name: "bench", engine: engineOptions(containerPath, raw), isJson: raw.json, repeatCount: raw.repeat });
-    });
   cli
     .command("doctor")
     .description("what this machine is, what runs where and why, what is missing")
@@ -433,6 +316,7 @@ export function parseCommand(argv: readonly string[], env: Environment): DuetCom
   addRun(cli, done);
   addFileCommands(cli, done);
   addMeasureCommands(cli, done);
+  addBenchCommands(cli, done);
   try {
     cli.parse(withDefaultCommand(argv), { from: "user" });
   } catch (error) {

@@ -75,6 +75,6 @@ test("pack, synth, inspect, eval, bench and doctor carry what they were given", 
     windowMax: 3,
     windowTokens: 512,
   });
-  expect(parse("bench", ["bench", "--repeat", "2"]).repeatCount).toBe(2);
+  expect(parse("bench engine", ["bench", "--repeat", "2"]).repeatCount).toBe(2);
   expect(parse("doctor", ["doctor"]).containerPath).toBe(SHIPPED_CONTAINER);
 });

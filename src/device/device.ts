@@ -72,6 +72,11 @@ export interface DeviceModel {
   /** Tests: [rowCount][columns] of a slot. */
   readSlot(slot: SlotIndex, die: DieIndex, rowCount: number, out: Float32Array): void;
   writeSlot(slot: SlotIndex, die: DieIndex, rowCount: number, values: Float32Array): void;
+  /**
+   * Benchmarks: writes finite values over the first kvBlocks, so that a long context is timed against real memory without a
+   * prefill. Absent where KV is real memory from the start.
+   */
+  fillKv?(kvBlockCount: number): void;
   close(): void;
 }
 

@@ -92,6 +92,18 @@ function describeCpu(symbols: Symbols): CpuInfo {
   };
 }
 
+/** The instruction set asked for, or the fastest. DuetError `config_invalid` when it cannot run here. */
+export function chooseIsa(native: Native, asked: string | null): IsaName {
+  if (asked === null) return native.cpu.bestIsa;
+  const found = native.cpu.isas.find((name) => name === asked);
+  if (found !== undefined) return found;
+  throw new DuetError("config_invalid", `the instruction set "${asked}" cannot run here`, {
+    expected: native.cpu.isas.join(", "),
+    got: asked,
+    next: "leave it out to use the fastest",
+  });
+}
+
 const ERROR_CODES: Readonly<Record<number, DuetErrorCode>> = {
   [STATUS.noMemory]: "out_of_memory",
   [STATUS.io]: "file_unreadable",

@@ -4,7 +4,15 @@
 import { assert } from "../../base/assert.ts";
 import { DuetError } from "../../base/errors.ts";
 import { ISA } from "../../native/binding.ts";
-import { checkStatus, HandleOut, type IsaName, type Native, openNative, type Pointer } from "../../native/library.ts";
+import {
+  checkStatus,
+  chooseIsa,
+  HandleOut,
+  type IsaName,
+  type Native,
+  openNative,
+  type Pointer,
+} from "../../native/library.ts";
 import { Slab } from "../../native/slab.ts";
 import { OP_CODES, type OpName, type Program } from "../../model/program.ts";
 import type { Container } from "../../weights/header.ts";
@@ -36,17 +44,6 @@ export function createCpuDevice(options: CpuDeviceOptions = {}): Device {
     });
   }
   return new CpuDevice(native, laneCount, chooseIsa(native, options.isa ?? null), options.isPinned ?? false);
-}
-
-function chooseIsa(native: Native, asked: string | null): IsaName {
-  if (asked === null) return native.cpu.bestIsa;
-  const found = native.cpu.isas.find((name) => name === asked);
-  if (found !== undefined) return found;
-  throw new DuetError("config_invalid", `the instruction set "${asked}" cannot run here`, {
-    expected: native.cpu.isas.join(", "),
-    got: asked,
-    next: "leave it out to use the fastest",
-  });
 }
 
 const ISA_TITLES: Readonly<Record<IsaName, string>> = {

@@ -150,6 +150,10 @@ export class CpuModel implements DeviceModel {
     checkStatus(this.#symbols, status, `write slot ${slot}`);
   }
 
+  fillKv(kvBlockCount: number): void {
+    checkStatus(this.#symbols, this.#symbols.duet_model_kv_fill(this.#open(), kvBlockCount), "fill the KV cache");
+  }
+
   /** A second call does nothing. */
   close(): void {
     if (this.#handle === null) return;
