@@ -61,7 +61,7 @@ static void sample_drafts(duet_model *model, const duet_batch *run, const duet_s
     const float *logits = model->logits + (size_t)i * model->logit_stride;
     int32_t *tokens = draft_tokens + (size_t)s * step_stride;
     duet_sample_extra extra = {tokens, index};
-    tokens[index] = duet_sample_row(model->kernels, logits, model->vocabulary_size, &requests[s], index == 0 ? requests[s].mask : NULL,
+    tokens[index] = duet_row_sampler_for(model->kernels)(model->kernels, logits, model->vocabulary_size, &requests[s], index == 0 ? requests[s].mask : NULL,
                                     requests[s].position + index, extra, &model->lanes[0].sample);
     duet_normaliser normaliser = duet_normalise(model->kernels, logits, model->vocabulary_size, model->lanes[0].sample.z);
     draft_probs[(size_t)s * step_stride + index] = duet_expf(duet_logprob(normaliser, logits[tokens[index]]));

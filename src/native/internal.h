@@ -233,7 +233,7 @@ int duet_op_route(duet_step *step, const duet_op_state *op, duet_lane *lane);
 int duet_op_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
 int duet_op_expert_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
 
-/* ---- sampling (sampler.c) ---------------------------------------------------------------------------------------- */
+/* ---- sampling (sampler.c, sample_row.c) ---------------------------------------------------------------------------------------- */
 
 /* What the sampled row sees beyond the request's history: tokens emitted after it. */
 typedef struct duet_sample_extra {
@@ -242,9 +242,13 @@ typedef struct duet_sample_extra {
 } duet_sample_extra;
 
 /* One sample from logits[vocabulary]; `mask` may be null. */
-int32_t duet_sample_row(const duet_kernel_table *kernels, const float *logits, uint32_t vocabulary_size,
-                        const duet_sample_request *request, const uint32_t *mask, uint32_t position, duet_sample_extra extra,
-                        duet_sample_scratch *scratch);
+typedef int32_t duet_row_sampler(const duet_kernel_table *kernels, const float *logits, uint32_t vocabulary_size,
+                                 const duet_sample_request *request, const uint32_t *mask, uint32_t position,
+                                 duet_sample_extra extra, duet_sample_scratch *scratch);
+duet_row_sampler duet_sample_row;
+/* The same bits, compiled for AVX2 and FMA; null on other architectures (sample_row_avx2.c). */
+duet_row_sampler duet_sample_row_avx2;
+duet_row_sampler *duet_row_sampler_for(const duet_kernel_table *kernels);
 
 /* A logit's log-probability is f32(z - max) - log_sum. */
 typedef struct duet_normaliser {

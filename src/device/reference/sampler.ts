@@ -111,7 +111,8 @@ function keptCandidates(z: Float32Array, params: SamplingParams): number[] {
   const shares = ids.map((id) => Math.fround(Math.exp(Math.fround(z[id]! - zMax))));
   if (params.topP < 1) {
     const topP = Math.fround(params.topP);
-    const sum = shares.reduce((total, share) => Math.fround(total + share), 0);
+    const isRanked = params.topK > 0 && params.topK < z.length;
+    const sum = isRanked ? shares.reduce((total, share) => Math.fround(total + share), 0) : laneSum(z, zMax);
     let accumulated = 0;
     const crossing = shares.findIndex((share) => {
       accumulated = Math.fround(accumulated + Math.fround(share / sum));
@@ -139,17 +140,22 @@ export function gumbelNoise(
   return Math.fround(-Math.log(-Math.log1p(-v)));
 }
 
-/** m and log S of a row, both float32: a token's log-probability is f32(z − m) − log S. */
-export function logNormaliser(logits: Float32Array): { max: number; logSum: number } {
-  const max = logits[argmax(logits)]!;
+/** Σ exp(z − max) in 16 lanes by id (docs/arithmetic.md, rule 4). */
+function laneSum(z: Float32Array, max: number): number {
   const lanes = new Float32Array(16);
-  for (let id = 0; id < logits.length; id++) {
-    lanes[id & 15] = lanes[id & 15]! + Math.fround(Math.exp(Math.fround(logits[id]! - max)));
+  for (let id = 0; id < z.length; id++) {
+    lanes[id & 15] = lanes[id & 15]! + Math.fround(Math.exp(Math.fround(z[id]! - max)));
   }
   for (let width = 8; width >= 1; width /= 2) {
     for (let lane = 0; lane < width; lane++) lanes[lane] = lanes[lane]! + lanes[lane + width]!;
   }
-  return { max, logSum: Math.fround(Math.log(lanes[0]!)) };
+  return lanes[0]!;
+}
+
+/** m and log S of a row, both float32: a token's log-probability is f32(z − m) − log S. */
+export function logNormaliser(logits: Float32Array): { max: number; logSum: number } {
+  const max = logits[argmax(logits)]!;
+  return { max, logSum: Math.fround(Math.log(laneSum(logits, max))) };
 }
 
 /** log softmax of one token. */
