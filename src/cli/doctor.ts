@@ -139,7 +139,13 @@ export async function doctor(command: DoctorCommand): Promise<number> {
   );
   let device: DeviceDescription | null = null;
   try {
-    const opened = await openDevice({ deviceKind: "cpu", threadCount: null, isPinned: false, isa: null });
+    const opened = await openDevice({
+      deviceKind: "cpu",
+      threadCount: null,
+      isPinned: false,
+      isa: null,
+      residency: "mmap",
+    });
     device = opened.describe();
     opened.close();
     findings.push(finding("device", "ok", device.summary));

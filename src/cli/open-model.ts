@@ -5,6 +5,7 @@ import { openDevice } from "../device/open-device.ts";
 import type { EngineOptions } from "../engine/client.ts";
 import { compileProgram } from "../model/compile.ts";
 import type { Container } from "../weights/header.ts";
+import { createProgress } from "./terminal.ts";
 
 export interface OpenModel extends Disposable {
   readonly device: Device;
@@ -17,7 +18,8 @@ export async function openModel(
   options: EngineOptions,
   sizes: Omit<ModelOptions, "kvType">,
 ): Promise<OpenModel> {
-  const device = await openDevice(options);
+  const loading = createProgress("reading weights");
+  const device = await openDevice(options, (done, total) => loading.update(done, total));
   try {
     const model = device.load(container, compileProgram(container), { ...sizes, kvType: options.kvType });
     return {
@@ -31,5 +33,7 @@ export async function openModel(
   } catch (error) {
     device.close();
     throw error;
+  } finally {
+    loading.stop();
   }
 }

@@ -12,7 +12,7 @@ import { readContainer } from "../weights/container.ts";
 import type { Container } from "../weights/header.ts";
 import { openServedText } from "./served-text.ts";
 import type { ServedText } from "./served-text.ts";
-import { bold, dim, print } from "./terminal.ts";
+import { bold, createProgress, dim, print } from "./terminal.ts";
 
 interface Session {
   readonly command: RunCommand;
@@ -136,7 +136,10 @@ function fitChat(session: Session, messages: ChatMessage[]): number[] {
 
 export async function run(command: RunCommand): Promise<number> {
   const container = readContainer(command.engine.containerPath);
-  const starting = startWorkerEngine(command.engine);
+  const loading = createProgress("reading weights");
+  const starting = startWorkerEngine(command.engine, (done, total) => loading.update(done, total)).finally(() =>
+    loading.stop(),
+  );
   starting.catch(() => {});
   const text = openServedText(container);
   const engine = await starting;

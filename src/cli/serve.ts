@@ -14,7 +14,7 @@ import { readContainer } from "../weights/container.ts";
 import type { Container } from "../weights/header.ts";
 import { inspectContainer } from "../weights/inspect.ts";
 import { openServedText } from "./served-text.ts";
-import { bold, dim, print } from "./terminal.ts";
+import { bold, createProgress, dim, print } from "./terminal.ts";
 
 /** The exit status for a supervisor: the engine is gone and only a fresh process helps (EX_SOFTWARE). */
 const EXIT_ENGINE_FAILED = 70;
@@ -47,7 +47,10 @@ export async function serve(command: ServeCommand): Promise<number> {
   const log = createLog(command.log.level, command.log.format);
   const container = readContainer(command.engine.containerPath);
   // The worker opens the device while this thread builds the tokenizer.
-  const starting = startWorkerEngine(command.engine);
+  const loading = createProgress("reading weights");
+  const starting = startWorkerEngine(command.engine, (done, total) => loading.update(done, total)).finally(() =>
+    loading.stop(),
+  );
   starting.catch(() => {});
   const text = openServedText(container);
   const engine = await starting;

@@ -75,6 +75,11 @@ export function withEngineOptions(cli: Cli): Cli {
       new Option("--verify <when>", "check the container's checksums")
         .choices(["eager", "background", "off"])
         .default("background"),
+    )
+    .addOption(
+      new Option("--weights <where>", "weights come with their first use, all at start, or are locked in memory")
+        .choices(["mmap", "resident", "locked"])
+        .default("mmap"),
     );
 }
 
@@ -94,6 +99,7 @@ interface RawEngineOptions {
   stepMs: number;
   prefixCache: boolean;
   verify: EngineOptions["verify"];
+  weights: EngineOptions["residency"];
 }
 
 export function engineOptions(containerPath: string | undefined, raw: RawEngineOptions): EngineOptions {
@@ -115,5 +121,6 @@ export function engineOptions(containerPath: string | undefined, raw: RawEngineO
     isPrefixCached: raw.prefixCache,
     stepMsTarget: raw.stepMs,
     verify: raw.verify,
+    residency: raw.weights,
   });
 }

@@ -2,6 +2,7 @@
 // its warnings: nothing falls back silently.
 
 import { isNativeAvailable } from "../native/library.ts";
+import type { LoadingListener, Residency } from "./cpu/residency.ts";
 import type { Device } from "./device.ts";
 
 export interface DeviceOptions {
@@ -11,6 +12,8 @@ export interface DeviceOptions {
   readonly isPinned: boolean;
   /** null: the best of this CPU. */
   readonly isa: string | null;
+  /** How the cpu device brings weights into memory; the reference device copies them in any case. */
+  readonly residency: Residency;
 }
 
 const FALLBACK_WARNING =
@@ -18,7 +21,7 @@ const FALLBACK_WARNING =
   "install a C compiler (apt-get install gcc libc6-dev, or clang) and start again with `npm start`";
 
 /** Opens a device; each kind's code loads only when it is wanted. DuetError as the devices throw them. */
-export async function openDevice(options: DeviceOptions): Promise<Device> {
+export async function openDevice(options: DeviceOptions, onLoading?: LoadingListener): Promise<Device> {
   const isFallback = options.deviceKind === "cpu" && !isNativeAvailable();
   if (options.deviceKind === "reference" || isFallback) {
     const { createReferenceDevice } = await import("./reference/reference-device.ts");
@@ -27,5 +30,6 @@ export async function openDevice(options: DeviceOptions): Promise<Device> {
     return { ...device, describe: () => ({ ...device.describe(), warnings: [FALLBACK_WARNING] }) };
   }
   const { createCpuDevice } = await import("./cpu/cpu-device.ts");
-  return createCpuDevice({ laneCount: options.threadCount, isPinned: options.isPinned, isa: options.isa });
+  const { threadCount: laneCount, isPinned, isa, residency } = options;
+  return createCpuDevice({ laneCount, isPinned, isa, residency, onLoading });
 }

@@ -1,6 +1,7 @@
 // The engine's front door: what server, CLI and benchmarks may use of it. Implementations: worker-client.ts (a Bun Worker that
 // owns the device) and, for tests, an engine on the same thread.
 
+import type { Residency } from "../device/cpu/residency.ts";
 import type { ChoiceOutput, EngineRequest, EngineStatus, StepReport } from "./messages.ts";
 
 /** Receives what a request's choices emit, in order. After every choice has a finishReason nothing more comes. */
@@ -48,4 +49,6 @@ export interface EngineOptions {
   readonly isPrefixCached: boolean;
   readonly stepMsTarget: number;
   readonly verify: "eager" | "background" | "off";
+  /** Weights come into memory with their first use, before the first step, or to stay (locked). */
+  readonly residency: Residency;
 }

@@ -46,6 +46,8 @@ export interface EngineParts {
 }
 
 export interface EngineEvents {
+  /** While weights are brought into memory before the first step, in bytes of one container. */
+  onLoading?(bytesDone: number, bytesTotal: number): void;
   /** What was emitted, at least one output or a report. report: null when no step was run for it. */
   onOutputs(outputs: readonly ChoiceOutput[], report: StepReport | null): void;
   /** Once: the engine has failed for good. Every request has finished with "error" by then. */

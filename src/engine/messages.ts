@@ -17,7 +17,7 @@ export interface EngineRequest {
   readonly params: SamplingParams;
   /** Output tokens at most; already cut to the context. */
   readonly outputTokenMax: number;
-  /** End tokens that finish a sequence (empty with ignore_eos). */
+  /** Tokens that finish a sequence; with ignore_eos only those that the request names itself. */
   readonly stopTokenIds: readonly number[];
   readonly stopStrings: readonly string[];
   readonly speculation: SpeculationMode;
@@ -144,6 +144,7 @@ export type ToEngine =
 
 /** Engine worker → HTTP thread. */
 export type FromEngine =
+  | { readonly type: "loading"; readonly bytesDone: number; readonly bytesTotal: number }
   | { readonly type: "ready"; readonly status: EngineStatus }
   /** report: null when the outputs didn't come from a step (a cancellation while idle). */
   | { readonly type: "step"; readonly outputs: readonly ChoiceOutput[]; readonly report: StepReport | null }

@@ -48,7 +48,7 @@ export async function openEngine(
   const draft = readDraft(options, target.container);
   const containers = [target.container, ...(draft === null ? [] : [draft.container])];
   if (options.verify === "eager") checkIntegrity(containers);
-  const device = await openDevice(options);
+  const device = await openDevice(options, (done, total) => events.onLoading?.(done, total));
   try {
     const opened = assemble(options, target, draft, device, words, events);
     const stopWatching = options.verify === "background" ? watchIntegrity(containers, opened.engine) : () => {};

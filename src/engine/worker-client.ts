@@ -2,6 +2,7 @@
 // shared cancel words, and the watchdog over steps that don't return.
 
 import { DuetError, type DuetErrorCode, RequestError } from "../base/errors.ts";
+import type { LoadingListener } from "../device/cpu/residency.ts";
 import { CANCEL_WORDS_BYTES, CancelWords } from "./cancel-words.ts";
 import type { EngineClient, EngineOptions, OutputListener } from "./client.ts";
 import type { EngineRequest, EngineStatus, FromEngine, StepReport, ToEngine } from "./messages.ts";
@@ -13,11 +14,11 @@ const CLOSE_MS = 5_000;
 const WATCH_MS = 1_000;
 
 /** Starts the worker and opens the engine in it. Throws DuetError when it can't be opened. */
-export async function startWorkerEngine(options: EngineOptions): Promise<EngineClient> {
+export async function startWorkerEngine(options: EngineOptions, onLoading?: LoadingListener): Promise<EngineClient> {
   const worker = new Worker(new URL("./worker.ts", import.meta.url));
   const shared = new SharedArrayBuffer(CANCEL_WORDS_BYTES);
   try {
-    const status = await waitUntilReady(worker, { type: "open", options, words: shared });
+    const status = await waitUntilReady(worker, { type: "open", options, words: shared }, onLoading);
     return new WorkerEngine(worker, new CancelWords(shared), status);
   } catch (error) {
     worker.terminate();
@@ -25,13 +26,14 @@ export async function startWorkerEngine(options: EngineOptions): Promise<EngineC
   }
 }
 
-function waitUntilReady(worker: Worker, open: ToEngine): Promise<EngineStatus> {
+function waitUntilReady(worker: Worker, open: ToEngine, onLoading?: LoadingListener): Promise<EngineStatus> {
   const { promise, resolve, reject } = Promise.withResolvers<EngineStatus>();
   const crash = (why: string) =>
     reject(new DuetError("engine_unhealthy", `the engine's worker ended at start: ${why}`));
   worker.addEventListener("message", (event: MessageEvent<FromEngine>) => {
     const message = event.data;
     if (message.type === "ready") resolve(message.status);
+    else if (message.type === "loading") onLoading?.(message.bytesDone, message.bytesTotal);
     else if (message.type === "failed") reject(new DuetError(message.code as DuetErrorCode, message.message));
   });
   worker.addEventListener("error", (event) => crash(event.message));
@@ -193,6 +195,7 @@ class WorkerEngine implements EngineClient {
         this.#fail(message.message);
         return;
       case "ready":
+      case "loading":
         return;
     }
   }

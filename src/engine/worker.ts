@@ -26,6 +26,7 @@ async function open(message: Extract<ToEngine, { type: "open" }>): Promise<void>
   words = new CancelWords(message.words);
   host = await EngineHost.open(message.options, words, {
     onOutputs: (outputs, report) => send({ type: "step", outputs, report }),
+    onLoading: (bytesDone, bytesTotal) => send({ type: "loading", bytesDone, bytesTotal }),
     onFailure: (text) => send({ type: "failed", code: "engine_unhealthy", message: text }),
   });
   send({ type: "ready", status: host.status() });

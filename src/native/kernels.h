@@ -82,12 +82,14 @@ typedef enum duet_op_code {
 typedef struct duet_slab duet_slab;
 
 /* Maps `bytes` bytes of the file read-only (the size was checked by the caller against the header; it is checked again
- * against fstat). Installs the SIGBUS guard on first use. */
+ * against fstat), at a huge page's boundary and with the hint that misses shall bring huge pages where the system has them.
+ * Installs the SIGBUS guard on first use. */
 DUET_API int32_t duet_slab_map(const char *path, uint64_t bytes, duet_slab **out);
 DUET_API int32_t duet_slab_unmap(duet_slab *slab);
 /* XXH64 (seed 0) of [offset, offset+bytes). Reads through the mapping; MAPPING_LOST when pages were lost. */
 DUET_API int32_t duet_slab_hash(duet_slab *slab, uint64_t offset, uint64_t bytes, uint64_t *out);
-/* advice: 0 normal, 1 will need, 2 random, 3 sequential, 4 don't need, 5 huge pages, 6 populate (read). */
+/* advice: 0 normal, 1 will need, 2 random, 3 sequential, 4 don't need, 5 huge pages, 6 populate (read), 7 lock in memory
+ * until unmapped (NO_MEMORY where the system refuses; the text has the limit), 8 page out (leave the page cache). */
 DUET_API int32_t duet_slab_advise(duet_slab *slab, uint64_t offset, uint64_t bytes, int32_t advice);
 /* How many bytes of [offset, offset+bytes) are in the page cache. */
 DUET_API int32_t duet_slab_resident(duet_slab *slab, uint64_t offset, uint64_t bytes, uint64_t *out);
@@ -242,7 +244,7 @@ typedef struct duet_sample_request {
   uint32_t prompt_count;          /* history[0 .. prompt_count) is the prompt */
   uint32_t history_count;         /* prompt and output so far */
   uint32_t bias_count;
-  uint32_t banned_count;          /* end tokens that min_tokens or ignore_eos forbid */
+  uint32_t banned_count;          /* end tokens that min_tokens forbids */
   uint32_t banned_until;          /* banned while the sampled position is below this; 0xffffffff: always */
   float temperature;              /* 0: greedy */
   float top_p;                    /* 1: off */

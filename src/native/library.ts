@@ -131,7 +131,8 @@ export function checkStatus(symbols: Symbols, status: number, action: string): v
 
 const errorText = new Uint8Array(512);
 
-function lastError(symbols: Symbols): string {
+/** The library's text on what failed last on this thread. */
+export function lastError(symbols: Symbols): string {
   const length = symbols.duet_last_error(ptr(errorText), errorText.length);
   return new TextDecoder().decode(errorText.subarray(0, Math.min(length, errorText.length - 1)));
 }

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -78,6 +79,31 @@ static int guard_add(duet_slab *slab) {
   return 0;
 }
 
+#define HUGE_PAGE_BYTES (2ull << 20)
+
+/* A file mapping that begins at a huge page's boundary, so that huge pages of the page cache can be mapped as such: some
+ * file systems see to it and some don't. Pages that are missing then come in as huge pages, not as the small ones that
+ * single faults bring, and stay so for whoever maps the file next. */
+static void *map_aligned(int file, uint64_t bytes) {
+  const uint64_t reserved_bytes = bytes + HUGE_PAGE_BYTES;
+  uint8_t *reserved = mmap(NULL, reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reserved == MAP_FAILED) return MAP_FAILED;
+  uint8_t *aligned = (uint8_t *)duet_align_up((uintptr_t)reserved, HUGE_PAGE_BYTES);
+  uint8_t *base = mmap(aligned, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, file, 0);
+  if (base == MAP_FAILED) {
+    int error = errno;
+    munmap(reserved, reserved_bytes);
+    errno = error;
+    return MAP_FAILED;
+  }
+  uint8_t *end = base + duet_align_up(bytes, page_bytes());
+  uint8_t *reserved_end = reserved + duet_align_up(reserved_bytes, page_bytes());
+  if (base > reserved) munmap(reserved, (size_t)(base - reserved));
+  if (reserved_end > end) munmap(end, (size_t)(reserved_end - end));
+  (void)madvise(base, bytes, MADV_HUGEPAGE); /* a hint: systems without huge pages refuse it */
+  return base;
+}
+
 int32_t duet_slab_map(const char *path, uint64_t bytes, duet_slab **out) {
   if (path == NULL || out == NULL || bytes == 0)
     return duet_fail(DUET_STATUS_INVALID, "duet_slab_map: path and out must not be null, bytes not 0");
@@ -99,7 +125,7 @@ int32_t duet_slab_map(const char *path, uint64_t bytes, duet_slab **out) {
     return duet_fail(DUET_STATUS_IO, "%s has changed: expected a file of %llu bytes, got %lld", path, (unsigned long long)bytes,
                      (long long)state.st_size);
   }
-  void *base = mmap(NULL, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, file, 0);
+  void *base = map_aligned(file, bytes);
   int map_error = errno;
   close(file);
   if (base == MAP_FAILED) {
@@ -208,19 +234,35 @@ int32_t duet_slab_hash(duet_slab *slab, uint64_t offset, uint64_t bytes, uint64_
 
 /* ---- page cache -------------------------------------------------------------------------------------------------- */
 
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
 
+#define ADVICE_LOCK 7
+
+static int32_t lock_range(uint8_t *begin, uint64_t bytes) {
+  if (mlock(begin, bytes) == 0) return DUET_STATUS_OK;
+  int error = errno;
+  struct rlimit limit = {0, 0};
+  getrlimit(RLIMIT_MEMLOCK, &limit);
+  return duet_fail(DUET_STATUS_NO_MEMORY, "mlock failed: %s (errno %d, RLIMIT_MEMLOCK %llu bytes)", strerror(error), error,
+                   (unsigned long long)limit.rlim_cur);
+}
+
 int32_t duet_slab_advise(duet_slab *slab, uint64_t offset, uint64_t bytes, int32_t advice) {
-  static const int by_advice[] = {MADV_NORMAL, MADV_WILLNEED, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_READ};
+  static const int by_advice[] = {MADV_NORMAL,   MADV_WILLNEED, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTNEED,
+                                  MADV_HUGEPAGE, MADV_POPULATE_READ, -1,     MADV_PAGEOUT};
   int32_t status = check_range("duet_slab_advise", slab, offset, bytes);
   if (status != DUET_STATUS_OK) return status;
   if (advice < 0 || (size_t)advice >= sizeof by_advice / sizeof by_advice[0])
-    return duet_fail(DUET_STATUS_INVALID, "duet_slab_advise: advice must be 0 to 6, got %d", advice);
+    return duet_fail(DUET_STATUS_INVALID, "duet_slab_advise: advice must be 0 to 8, got %d", advice);
   uint64_t begin = offset / page_bytes() * page_bytes();
   uint64_t end = duet_align_up(offset + bytes, page_bytes());
   if (end == begin) return DUET_STATUS_OK;
+  if (advice == ADVICE_LOCK) return lock_range(slab->base + begin, end - begin);
   if (madvise(slab->base + begin, end - begin, by_advice[advice]) != 0)
     return duet_fail(DUET_STATUS_IO, "madvise(%d) failed: %s (errno %d)", advice, strerror(errno), errno);
   return DUET_STATUS_OK;

@@ -29,6 +29,7 @@ export function engineOptions(fields: Partial<EngineOptions> = {}): EngineOption
     isPrefixCached: true,
     stepMsTarget: 50,
     verify: "off",
+    residency: "mmap",
     ...fields,
   };
 }

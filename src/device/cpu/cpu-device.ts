@@ -1,6 +1,7 @@
 // The cpu device: the kernel library behind the Device interface. It owns the lanes (threads) and says what runs where;
 // lane 0 is the thread that calls run, so a device belongs to the thread that made it.
 
+import os from "node:os";
 import { assert } from "../../base/assert.ts";
 import { DuetError } from "../../base/errors.ts";
 import { ISA } from "../../native/binding.ts";
@@ -18,6 +19,7 @@ import { OP_CODES, type OpName, type Program } from "../../model/program.ts";
 import type { Container } from "../../weights/header.ts";
 import type { Device, DeviceDescription, DeviceModel, ModelOptions } from "../device.ts";
 import { CpuModel } from "./cpu-model.ts";
+import { type LoadingListener, makeResident, type Residency } from "./residency.ts";
 
 export interface CpuDeviceOptions {
   /** Threads, the calling one included; null: one for each CPU that the process may run on. */
@@ -28,6 +30,9 @@ export interface CpuDeviceOptions {
   readonly isPinned?: boolean;
   /** Where the kernel library lies; the place of the build by default. */
   readonly libraryPath?: string;
+  /** How a model's weights come into memory. Default: mmap. */
+  readonly residency?: Residency;
+  readonly onLoading?: LoadingListener | undefined;
 }
 
 export const LANE_MAX = 256;
@@ -43,7 +48,7 @@ export function createCpuDevice(options: CpuDeviceOptions = {}): Device {
       next: `leave it out to use ${native.cpu.onlineCpus}, one for each CPU`,
     });
   }
-  return new CpuDevice(native, laneCount, chooseIsa(native, options.isa ?? null), options.isPinned ?? false);
+  return new CpuDevice(native, laneCount, chooseIsa(native, options.isa ?? null), options);
 }
 
 const ISA_TITLES: Readonly<Record<IsaName, string>> = {
@@ -65,10 +70,11 @@ class CpuDevice implements Device {
     private readonly native: Native,
     private readonly laneCount: number,
     private readonly isa: IsaName,
-    private readonly isPinned: boolean,
+    private readonly options: CpuDeviceOptions,
   ) {
     const out = new HandleOut();
     const { symbols } = native;
+    const isPinned = options.isPinned ?? false;
     const status = symbols.duet_device_create(laneCount, ISA[isa], isPinned ? 1 : 0, out.address);
     checkStatus(symbols, status, `start ${laneCount} lanes`);
     this.#handle = out.value;
@@ -79,7 +85,7 @@ class CpuDevice implements Device {
     const teamCount = laneCount % 2 === 0 ? 2 : 1;
     const lanes = laneCount === 1 ? "1 lane" : `${laneCount} lanes`;
     const teams = teamCount === 2 ? "in 2 teams" : laneCount === 1 ? "runs both dies" : "in 1 team that runs both dies";
-    const pinned = this.isPinned ? ", pinned" : "";
+    const pinned = this.options.isPinned === true ? ", pinned" : "";
     const warnings: string[] = [];
     if (isa === "plain") {
       warnings.push(
@@ -122,6 +128,7 @@ class CpuDevice implements Device {
     }
     const slab = Slab.map(this.native, path, fileBytes);
     try {
+      makeResident(slab, this.options.residency ?? "mmap", os.totalmem(), this.options.onLoading);
       const onClose = () => void this.#modelCount--;
       const model = new CpuModel(this.native, this.#handle, slab, program, header.tensors, options, onClose);
       this.#modelCount++;
