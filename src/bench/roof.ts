@@ -1,9 +1,6 @@
 // The machine's limits as a report: which tasks are timed, in which sizes, and how their runs become rates. The timing itself
 // is native (native/roof.ts). It judges nothing: shares of these limits are roof-share.ts's.
 
-import { mkdtempSync, openSync, rmSync, writeSync, closeSync } from "node:fs";
-import os from "node:os";
-import { join } from "node:path";
 import { MIB } from "../base/units.ts";
 import { type IsaName, type Native } from "../native/library.ts";
 import { RoofLanes, type RoofRun, type RoofTask } from "../native/roof.ts";
@@ -260,21 +257,6 @@ function lineOf(item: RoofItem, runs: readonly RoofRun[], before: readonly RoofL
 export function chooseDramBytes(cacheBytes: CacheBytes, freeBytes: number, isQuick: boolean): number {
   const wanted = Math.max(isQuick ? 0 : 512 * MIB, 4 * cacheBytes.l3);
   return Math.floor(Math.max(16 * MIB, Math.min(wanted, freeBytes / 4)) / MIB) * MIB;
-}
-
-/** Makes a file to map, hands its path over, and removes it: written in pieces of 2 MiB, as containers are. */
-export async function withMappedFile<T>(bytes: number, work: (path: string) => Promise<T>): Promise<T> {
-  const folder = mkdtempSync(join(os.tmpdir(), "duet-roof-"));
-  try {
-    const path = join(folder, "memory");
-    const file = openSync(path, "w");
-    const piece = new Uint8Array(2 * MIB).fill(1);
-    for (let at = 0; at < bytes; at += piece.length) writeSync(file, piece, 0, Math.min(piece.length, bytes - at));
-    closeSync(file);
-    return await work(path);
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
 }
 
 /** The columns of a line, for a table. */

@@ -2,8 +2,9 @@
 
 import os from "node:os";
 import { describeMachine } from "../bench/machine.ts";
+import { withMappedFile } from "../bench/mapped-file.ts";
 import { type RoofReport, ROOF_FORMAT } from "../bench/report.ts";
-import { chooseDramBytes, measureRoof, roofItems, roofRow, withMappedFile } from "../bench/roof.ts";
+import { chooseDramBytes, measureRoof, roofItems, roofRow } from "../bench/roof.ts";
 import { VERSION } from "../config.ts";
 import type { BenchRoofCommand } from "../config/bench.ts";
 import { chooseIsa, openNative } from "../native/library.ts";
@@ -19,7 +20,9 @@ export async function benchRoof(command: BenchRoofCommand): Promise<number> {
   const laneCount = command.threadCount ?? native.cpu.onlineCpus;
   const dramBytes = chooseDramBytes(machine.cacheBytes, os.freemem(), command.isQuick);
   const progress = createProgress("measuring");
-  const lines = await withMappedFile(dramBytes, (mappedPath) => {
+  const notes: string[] = [];
+  const lines = await withMappedFile(dramBytes, (mappedPath, reason) => {
+    if (reason !== null) notes.push(`reading from a mapped file could not be measured: ${reason}`);
     const options = {
       laneCount,
       isa,
@@ -42,7 +45,7 @@ export async function benchRoof(command: BenchRoofCommand): Promise<number> {
     isa,
     isPinned: command.isPinned,
     repeatCount: command.repeatCount,
-    notes: [],
+    notes,
     lines,
   };
   if (command.isJson) {
@@ -50,6 +53,7 @@ export async function benchRoof(command: BenchRoofCommand): Promise<number> {
     return 0;
   }
   print(`${machine.cpu}, ${laneCount} lanes, ${isa}, ${machine.compiler}; median of ${command.repeatCount} runs`);
+  for (const note of notes) print(`note: ${note}`);
   print();
   print(formatTable(lines.map(roofRow)));
   return 0;

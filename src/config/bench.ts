@@ -57,6 +57,16 @@ export function addBenchCommands(cli: Cli, done: (command: BenchCommand) => void
   const bench = cli
     .command("bench")
     .description("speed: of a model here, of this machine, of one build against another");
+  bench.addHelpText(
+    "after",
+    `
+Examples:
+  $ duet bench                                   the shipped model (the same as duet bench engine)
+  $ duet bench engine model.duet --only decode
+  $ duet bench roof
+  $ duet bench engine --json > before.json       and, after a change, the same into after.json
+  $ duet bench compare before.json after.json`,
+  );
   withEngineOptions(
     bench
       .command("engine", { isDefault: true })
