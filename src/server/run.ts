@@ -53,24 +53,24 @@ export class Run implements ActiveAnswer {
     return this.#hasEnded;
   }
 
-  /** Queues all requests. Rejects, with nothing left in the engine, when one of them is refused. */
+  /** Queues all requests at once, so that they share steps. Rejects, with nothing left in the engine, when one is refused. */
   async start(): Promise<void> {
     const { engine, lifecycle, metrics } = this.#services;
+    const { requests, choiceCount } = this.generation;
     lifecycle.checkReady();
     lifecycle.enter(this);
-    for (const [i, request] of this.generation.requests.entries()) {
-      const firstIndex = i * this.generation.choiceCount;
-      try {
-        await engine.submit(request, (output) => this.#take(firstIndex + output.choiceIndex, output));
-      } catch (error) {
-        this.#cancelAll();
-        this.#close();
-        throw error;
-      }
-      metrics.promptTokens(request.promptTokens.length);
-      // The caller may have gone away while the request was queued.
-      if (this.#hasEnded) engine.cancel(request.requestId);
+    const queued = await Promise.allSettled(
+      requests.map((request, i) =>
+        engine.submit(request, (output) => this.#take(i * choiceCount + output.choiceIndex, output)),
+      ),
+    );
+    const refused = queued.find((result) => result.status === "rejected");
+    if (refused !== undefined) {
+      this.#cancelAll();
+      this.#close();
+      throw refused.reason;
     }
+    for (const { promptTokens } of requests) metrics.promptTokens(promptTokens.length);
   }
 
   /** The caller went away: ends at once, and the engine within a layer. */

@@ -16,7 +16,7 @@ import type { Tokenizer } from "../../src/tokenizer/tokenizer.ts";
 import { readContainer } from "../../src/weights/container.ts";
 import { engineOptions, FABLE } from "./shipped.ts";
 
-/** Bodies and answers are written loosely in tests. */
+/** Bodies and answers are loose in tests. */
 // eslint-disable-next-line @typescript-eslint/no-explicit-any
 export type Loose = any;
 
@@ -92,15 +92,6 @@ export async function startShippedServer(fields: Partial<EngineOptions> = {}): P
       await stop(0);
       await engine.close();
     },
-  };
-}
-
-/** A seed's numbers in [0, 1), the same on every run. */
-export function seededNumbers(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return state / 2 ** 32;
   };
 }
 
