@@ -40,12 +40,19 @@ export function makeResident(
   // What the system refuses is found out before minutes of reading.
   if (residency === "locked") slab.lock(0, Math.min(PIECE_BYTES, slab.bytes));
   populate(slab, onLoading);
-  const hugeBytes = slab.hugeBytes();
-  if (slab.bytes > PIECE_BYTES && hugeBytes !== null && hugeBytes < HUGE_SHARE_MIN * slab.bytes) {
+  if (slab.bytes > PIECE_BYTES && (slab.hugeBytes() ?? Infinity) < HUGE_SHARE_MIN * slab.bytes && canBeHuge(slab)) {
     slab.advise(0, slab.bytes, "pageOut");
     populate(slab, onLoading);
   }
   if (residency === "locked") slab.lock(0, slab.bytes);
+}
+
+/** Whether the page cache holds this file in huge pages at all: some file systems and kernels don't. Tries with one piece. */
+function canBeHuge(slab: Slab): boolean {
+  if (slab.hugeBytes() !== 0) return true;
+  slab.advise(0, PIECE_BYTES, "pageOut");
+  slab.advise(0, PIECE_BYTES, "populate");
+  return slab.hugeBytes() !== 0;
 }
 
 function populate(slab: Slab, onLoading: LoadingListener): void {
