@@ -43,6 +43,11 @@ export function stepBlocks(step: PlannedStep): number {
   return step.sequences * ceilDiv(step.contextTokens + step.rowsEach, KV_BLOCK_TOKENS);
 }
 
+/** Keys that a step's rows see, summed over them. */
+export function stepKeys({ sequences, rowsEach, contextTokens }: PlannedStep): number {
+  return sequences * (rowsEach * contextTokens + (rowsEach * (rowsEach + 1)) / 2);
+}
+
 /** 0, 2k and 8k where the model has them; a shorter model's longest context instead. */
 export function decodeContexts(contextMax: number, isQuick: boolean): number[] {
   const long = (isQuick ? [2048] : [2048, 8192]).filter((tokens) => tokens < contextMax);

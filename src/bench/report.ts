@@ -6,7 +6,7 @@ import { z } from "zod";
 import { DuetError } from "../base/errors.ts";
 import type { ModelShape } from "../weights/shape.ts";
 import type { StepTimes } from "./engine-bench.ts";
-import type { StepKind } from "./engine-plan.ts";
+import { type StepKind, stepKeys } from "./engine-plan.ts";
 import type { Machine } from "./machine.ts";
 import type { RoofLine } from "./roof.ts";
 import { type RoofRates, type RoofShare, roofShare } from "./roof-share.ts";
@@ -98,6 +98,7 @@ export function stepLine(times: StepTimes, model: CostModel, rates: RoofRates | 
     workingSetBytes: model.weightBytes + kvBytes,
     expertOps,
     denseOps: integerOps - expertOps,
+    attentionOps: 4 * shape.queryHeadCount * shape.headDim * shape.layerCount * stepKeys(step),
     rows: rows / chunkCount,
     rowsPerExpert: distinctExperts === 0 ? 0 : pairs / distinctExperts,
   };

@@ -13,6 +13,8 @@ export interface StepCost {
   /** int8 operations of routed experts, and of everything else. */
   readonly expertOps: number;
   readonly denseOps: number;
+  /** float32 operations of attention: scores and their weighted sum. */
+  readonly attentionOps: number;
   readonly rows: number;
   readonly rowsPerExpert: number;
 }
@@ -23,11 +25,12 @@ export interface RoofRates {
   readonly cacheBytes: CacheBytes;
   /** null for plain C. */
   readonly int8PeakGops: number | null;
+  readonly f32PeakGflops: number | null;
   /** The kernel's GOPS with weights in L2, by rows ascending. */
   readonly kernelGops: Readonly<Record<"q4" | "q8", readonly { readonly rows: number; readonly gops: number }[]>>;
 }
 
-export type Binding = "DRAM" | "L3" | "int8";
+export type Binding = "DRAM" | "L3" | "int8" | "f32";
 
 export interface RoofShare {
   /** The least time that the machine allows. */
@@ -61,6 +64,7 @@ export function roofRates(lines: readonly RoofLine[], lanes: number, isa: string
     dramGBps: Math.max(anonymous, orNull(rate(`read/mapped/${lanes}`)) ?? anonymous),
     cacheBytes,
     int8PeakGops: orNull(rate(`peak/int8/${isa}/${lanes}`)),
+    f32PeakGflops: orNull(rate(`peak/f32/${isa}/${lanes}`)),
     kernelGops: { q4: kernel("q4"), q8: kernel("q8") },
   };
 }
@@ -76,7 +80,7 @@ export function gopsAtRows(points: readonly { readonly rows: number; readonly go
   return low.gops + part * (high.gops - low.gops);
 }
 
-/** The larger of bytes ÷ read rate and operations ÷ kernel rate, against what was measured. */
+/** The largest of bytes ÷ read rate, int8 operations ÷ kernel rate and float operations ÷ fma peak, against what was measured. */
 export function roofShare(
   cost: StepCost,
   rates: RoofRates,
@@ -89,11 +93,13 @@ export function roofShare(
     ops === 0 ? 0 : ops / (gopsAtRows(rates.kernelGops[quantType], rows) * 1e6);
   const integerMs =
     opsMs(cost.expertOps, quantTypes.expert, cost.rowsPerExpert) + opsMs(cost.denseOps, quantTypes.dense, cost.rows);
-  const roofMs = Math.max(bytesMs, integerMs);
+  const floatMs = rates.f32PeakGflops === null ? 0 : cost.attentionOps / (rates.f32PeakGflops * 1e6);
+  const roofMs = Math.max(bytesMs, integerMs, floatMs);
   const peak = rates.int8PeakGops;
+  const memory = isCached ? "L3" : "DRAM";
   return {
     roofMs,
-    binding: integerMs > bytesMs ? "int8" : isCached ? "L3" : "DRAM",
+    binding: roofMs === bytesMs ? memory : roofMs === integerMs ? "int8" : "f32",
     share: roofMs / measuredMs,
     peakShare: peak === null ? null : (cost.expertOps + cost.denseOps) / (peak * 1e6 * measuredMs),
   };

@@ -1,7 +1,7 @@
 // Which lines a model gets, and that what is reserved for them holds every one.
 import { expect, test } from "bun:test";
 import fc from "fast-check";
-import { decodeContexts, enginePlan, type PlanLimits, stepBlocks } from "../../src/bench/engine-plan.ts";
+import { decodeContexts, enginePlan, type PlanLimits, stepBlocks, stepKeys } from "../../src/bench/engine-plan.ts";
 
 const limits: PlanLimits = {
   kinds: ["prefill", "decode", "verify"],
@@ -65,4 +65,9 @@ test("what is reserved holds every line, within the context", () => {
       },
     ),
   );
+});
+
+test("a step's rows see the context, themselves and the rows before them", () => {
+  const step = { id: "x", kind: "verify", sequences: 2, rowsEach: 3, contextTokens: 10 } as const;
+  expect(stepKeys(step)).toBe(2 * (11 + 12 + 13));
 });

@@ -12,6 +12,7 @@ const rates: RoofRates = {
   dramGBps: 10,
   cacheBytes: { l2: 1e6, l3: 32e6 },
   int8PeakGops: 400,
+  f32PeakGflops: 50,
   kernelGops: { q4: points, q8: points },
 };
 const types = { expert: "q4", dense: "q8" } as const;
@@ -20,6 +21,7 @@ const cost: StepCost = {
   workingSetBytes: 100e6,
   expertOps: 0,
   denseOps: 0,
+  attentionOps: 0,
   rows: 1,
   rowsPerExpert: 1,
 };
@@ -55,6 +57,12 @@ describe("a step's share of the roof", () => {
     expect(share.roofMs).toBeCloseTo(5, 9);
     expect(share.share).toBeCloseTo(0.5, 9);
     expect(share.peakShare).toBeCloseTo(0.9e9 / (400e6 * 10), 9);
+  });
+  test("attention binds when keys are many", () => {
+    // 0.1 Gop at 50 GFLOPS is 2 ms.
+    const share = roofShare({ ...cost, attentionOps: 0.1e9 }, rates, types, 4);
+    expect(share).toMatchObject({ binding: "f32", share: 0.5 });
+    expect(roofShare({ ...cost, attentionOps: 0.1e9 }, { ...rates, f32PeakGflops: null }, types, 4).share).toBe(0.25);
   });
   test("without a peak there is no share of it", () => {
     expect(roofShare(cost, { ...rates, int8PeakGops: null }, types, 2).peakShare).toBeNull();

@@ -82,7 +82,7 @@ describe.skipIf(!isNativeAvailable())(`on the cpu device${isNativeAvailable() ? 
       expect(step.integerOps).toBeGreaterThan(0);
       expect(step.tokensPerSecond).toBeGreaterThan(0);
       expect(step.roof?.share).toBeGreaterThan(0);
-      expect(["DRAM", "L3", "int8"]).toContain(step.roof?.binding ?? "");
+      expect(["DRAM", "L3", "int8", "f32"]).toContain(step.roof?.binding ?? "");
       expect(values.length).toBeLessThanOrEqual(30);
     }
     const [first, second] = [join(folder, "a.json"), join(folder, "b.json")];
