@@ -76,7 +76,7 @@ export function unwritable(path: string, what: string, error: unknown): DuetErro
       where: path,
       got: errno,
       next: ["ENOSPC", "EDQUOT", "EFBIG"].includes(errno)
-        ? "free disk space or raise the limit, then pack again"
+        ? "free disk space or raise the limit, then try again"
         : "choose a folder that you may write to",
     },
     { cause: error },

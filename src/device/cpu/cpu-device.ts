@@ -128,7 +128,8 @@ class CpuDevice implements Device {
     }
     const slab = Slab.map(this.native, path, fileBytes);
     try {
-      makeResident(slab, this.options.residency ?? "mmap", os.totalmem(), this.options.onLoading);
+      const memoryBytes = Math.min(os.totalmem(), process.constrainedMemory() || Infinity);
+      makeResident(slab, this.options.residency ?? "mmap", memoryBytes, this.options.onLoading);
       const onClose = () => void this.#modelCount--;
       const model = new CpuModel(this.native, this.#handle, slab, program, header.tensors, options, onClose);
       this.#modelCount++;
