@@ -25,7 +25,7 @@ export interface SamplingParams {
   readonly biasValues: Float32Array;
   /** null: no logprobs; 0: the sampled token's only; up to 20 alternatives. */
   readonly topLogprobs: number | null;
-  /** End tokens that are forbidden while the sampled position is below bannedUntil (Infinity: always). */
+  /** End tokens that min_tokens forbids while the sampled position is below bannedUntil (Infinity: always). */
   readonly bannedIds: Int32Array;
   readonly bannedUntil: number;
 }

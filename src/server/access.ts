@@ -48,7 +48,7 @@ export function checkHost(header: string | undefined, policy: AccessPolicy): voi
   throw new RequestError(
     403,
     `Host ${JSON.stringify(header.slice(0, 100))} is not a name of this server; expected localhost, a loopback address or a ` +
-      "configured host (allow it with --allowed-hosts)",
+      "configured host (allow it with --allow-host)",
     null,
     "host_not_allowed",
   );
@@ -66,7 +66,7 @@ export function checkOrigin(origin: string | undefined, host: string, policy: Ac
   if (own !== undefined && own.toLowerCase() === host.toLowerCase()) return;
   throw new RequestError(
     403,
-    `pages from origin ${JSON.stringify(origin.slice(0, 100))} may not call this server (allow them with --cors-origins)`,
+    `pages from origin ${JSON.stringify(origin.slice(0, 100))} may not call this server (allow them with --cors-origin)`,
     null,
     "origin_not_allowed",
   );

@@ -194,7 +194,7 @@ function hint(path: string): string {
       .toLowerCase()
       .replaceAll(/[^a-z]/g, "")
       .replace(/^v1/, "");
-  const paths = ROUTES.map((route) => route.path.replace(/\/:.*$/, "")).filter((known) => known !== "/");
+  const paths = [...new Set(ROUTES.map((route) => route.path.replace(/\/:.*$/, "")))].filter((known) => known !== "/");
   const wanted = plain(path.slice(0, 200)).replace(/^v/, "");
   const near = paths.find((known) => wanted !== "" && plain(known).replace(/^v/, "").endsWith(wanted));
   return near === undefined ? `routes: ${paths.join(" ")}` : `did you mean ${near}?`;

@@ -57,11 +57,11 @@ export function list<T extends z.ZodType>(item: T, min: number, max: number, wha
 }
 
 /** A field that OpenAI's API has and this server lacks: values that ask for nothing pass, others are refused by name. */
-export function unsupported(what: string, asksForNothing: (value: unknown) => boolean = () => false) {
+export function unsupported(accepted = "nothing", asksForNothing: (value: unknown) => boolean = () => false) {
   return z
     .unknown()
     .refine((value) => value === undefined || value === null || asksForNothing(value), {
-      error: (issue) => `${what} is not supported by this server; got ${echo(issue.input)}`,
+      error: (issue) => `not supported by this server; expected ${accepted}, got ${echo(issue.input)}`,
     })
     .optional();
 }

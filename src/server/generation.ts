@@ -125,10 +125,15 @@ function plan(
   const extraStops = body.stop_token_ids ?? [];
   tokenizer.checkIds(extraStops, "stop_token_ids");
   const biasIds = body.logit_bias?.map(([tokenId]) => tokenId) ?? [];
-  tokenizer.checkIds(biasIds, "logit_bias");
+  const wrongId = biasIds.find((tokenId) => tokenId >= tokenizer.vocabularySize);
+  if (wrongId !== undefined) {
+    const message = `logit_bias.${wrongId}: expected a token id from 0 to ${tokenizer.vocabularySize - 1}, got ${wrongId}`;
+    throw new RequestError(400, message, "logit_bias", "invalid_value");
+  }
 
   const seed = body.seed ?? drawnSeed;
-  const stopTokenIds = [...new Set([...(body.ignore_eos === true ? [] : model.endTokenIds), ...extraStops])];
+  const endTokenIds = [...new Set([...model.endTokenIds, ...extraStops])];
+  const stopTokenIds = body.ignore_eos === true ? [...new Set(extraStops)] : endTokenIds;
   const draftTokenMax = body.speculation?.max_draft_tokens ?? null;
   const params = {
     ...samplingParams(body, model.defaults),
@@ -153,7 +158,7 @@ function plan(
       requestId: `${id}-${i}`,
       promptTokens: Int32Array.from(prompt),
       choiceCount: body.n ?? 1,
-      params: { ...params, ...bannedTokens(body.ignore_eos === true, minTokens, prompt.length, stopTokenIds, model) },
+      params: { ...params, ...bannedTokens(minTokens, prompt.length, endTokenIds) },
       outputTokenMax,
       stopTokenIds,
       stopStrings: body.stop ?? [],
@@ -198,17 +203,14 @@ function samplingParams(body: ChatBody | CompletionBody, defaults: SamplingDefau
   };
 }
 
-/** ignore_eos forbids the model's end tokens throughout; min_tokens forbids them and stop_token_ids for so many tokens. */
+/** min_tokens forbids the model's end tokens and stop_token_ids for so many tokens, also where ignore_eos lets them pass later. */
 function bannedTokens(
-  ignoresEnd: boolean,
   minTokens: number,
   promptTokenCount: number,
-  stopTokenIds: readonly number[],
-  model: ServedModel,
+  endTokenIds: readonly number[],
 ): Pick<SamplingParams, "bannedIds" | "bannedUntil"> {
-  if (ignoresEnd) return { bannedIds: Int32Array.from(model.endTokenIds), bannedUntil: Infinity };
-  if (minTokens > 0) return { bannedIds: Int32Array.from(stopTokenIds), bannedUntil: promptTokenCount + minTokens };
-  return { bannedIds: new Int32Array(0), bannedUntil: 0 };
+  if (minTokens === 0) return { bannedIds: new Int32Array(0), bannedUntil: 0 };
+  return { bannedIds: Int32Array.from(endTokenIds), bannedUntil: promptTokenCount + minTokens };
 }
 
 /** Output tokens that fit after the prompt, at most tokenMax. Throws RequestError 400 when none does. */

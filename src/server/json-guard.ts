@@ -4,6 +4,8 @@
 import { RequestError } from "../base/errors.ts";
 
 export const DEPTH_MAX = 64;
+/** Characters of a field's name that a message shows. */
+const NAME_MAX = 60;
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
@@ -26,11 +28,8 @@ export function guardJson(text: string, depthMax: number = DEPTH_MAX): void {
       if (isKeyNext && keys) {
         const key = keyText(text.slice(i, end + 1));
         if (keys.has(key)) {
-          throw new RequestError(
-            400,
-            `the body has the field ${JSON.stringify(key.slice(0, 60))} twice in one object`,
-            key,
-          );
+          const shown = key.slice(0, NAME_MAX);
+          throw new RequestError(400, `the body has the field ${JSON.stringify(shown)} twice in one object`, shown);
         }
         keys.add(key);
         isKeyNext = false;

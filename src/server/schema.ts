@@ -47,16 +47,18 @@ const logitBias = z.unknown().transform((value, context) => {
     return z.NEVER;
   };
   const what = `an object from token ids to numbers from -100 to 100, with at most ${BIAS_MAX} entries`;
-  if (typeof value !== "object" || value === null || Array.isArray(value)) return refuse(`expected ${what}`);
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    return refuse(`expected ${what}, got ${echo(value)}`);
   const keys = Object.keys(value);
   if (keys.length > BIAS_MAX) return refuse(`expected ${what}, got ${keys.length} entries`);
   const entries: [number, number][] = [];
   for (const key of keys) {
     const bias = (value as Record<string, unknown>)[key];
     const shown = key.slice(0, 20);
-    if (!/^(0|[1-9]\d{0,9})$/.test(key)) return refuse("expected a token id as the name of the entry", [shown]);
+    if (!/^(0|[1-9]\d{0,9})$/.test(key))
+      return refuse(`expected a token id as the name of an entry, got ${echo(key)}`, [shown]);
     if (typeof bias !== "number" || !(bias >= -100 && bias <= 100)) {
-      return refuse("expected a number from -100 to 100", [shown]);
+      return refuse(`expected a number from -100 to 100, got ${echo(bias)}`, [shown]);
     }
     entries.push([Number(key), bias]);
   }
@@ -68,7 +70,7 @@ const streamOptions = z.strictObject(
     include_usage: optional(flag),
     /** Extension: one event for each token, instead of one for what came in 10 ms. */
     event_per_token: optional(flag),
-    include_obfuscation: unsupported("stream_options.include_obfuscation", isOneOf(false)),
+    include_obfuscation: unsupported("false", isOneOf(false)),
   },
   expected("an object"),
 );
@@ -112,8 +114,8 @@ const shared = {
   safety_identifier: ignored,
   prompt_cache_key: ignored,
   prompt_cache_retention: ignored,
-  store: unsupported("store", isOneOf(false)),
-  service_tier: unsupported("service_tier", isOneOf("auto", "default")),
+  store: unsupported("false", isOneOf(false)),
+  service_tier: unsupported('"auto" or "default"', isOneOf("auto", "default")),
 };
 
 const contentPart = z.strictObject(
@@ -144,13 +146,13 @@ const message = z.strictObject(
   {
     role: text(64),
     content,
-    tool_calls: unsupported("tool_calls", isEmptyArray),
-    function_call: unsupported("function_call"),
-    tool_call_id: unsupported("tool_call_id"),
-    name: unsupported("the name of a message's author"),
-    refusal: unsupported("refusal"),
-    audio: unsupported("audio"),
-    annotations: unsupported("annotations", isEmptyArray),
+    tool_calls: unsupported("an empty array", isEmptyArray),
+    function_call: unsupported(),
+    tool_call_id: unsupported(),
+    name: unsupported(),
+    refusal: unsupported(),
+    audio: unsupported(),
+    annotations: unsupported("an empty array", isEmptyArray),
   },
   expected("an object with role and content"),
 );
@@ -165,21 +167,18 @@ export const chatSchema = z.strictObject(
     logprobs: optional(flag),
     top_logprobs: optional(integer(0, TOP_LOGPROBS_MAX)),
     add_generation_prompt: optional(flag),
-    response_format: unsupported(
-      'response_format other than {"type":"text"}',
-      (value) => JSON.stringify(value) === '{"type":"text"}',
-    ),
-    tools: unsupported("tools", isEmptyArray),
-    tool_choice: unsupported("tool_choice", isOneOf("none", "auto")),
-    parallel_tool_calls: unsupported("parallel_tool_calls", (value) => typeof value === "boolean"),
-    functions: unsupported("functions", isEmptyArray),
-    function_call: unsupported("function_call", isOneOf("none", "auto")),
-    modalities: unsupported("modalities", (value) => JSON.stringify(value) === '["text"]'),
-    audio: unsupported("audio"),
-    prediction: unsupported("prediction"),
-    reasoning_effort: unsupported("reasoning_effort", isOneOf("none")),
-    verbosity: unsupported("verbosity", isOneOf("medium")),
-    web_search_options: unsupported("web_search_options"),
+    response_format: unsupported('{"type":"text"}', (value) => JSON.stringify(value) === '{"type":"text"}'),
+    tools: unsupported("an empty array", isEmptyArray),
+    tool_choice: unsupported('"none" or "auto"', isOneOf("none", "auto")),
+    parallel_tool_calls: unsupported("true or false", (value) => typeof value === "boolean"),
+    functions: unsupported("an empty array", isEmptyArray),
+    function_call: unsupported('"none" or "auto"', isOneOf("none", "auto")),
+    modalities: unsupported('["text"]', (value) => JSON.stringify(value) === '["text"]'),
+    audio: unsupported(),
+    prediction: unsupported(),
+    reasoning_effort: unsupported('"none"', isOneOf("none")),
+    verbosity: unsupported('"medium"', isOneOf("medium")),
+    web_search_options: unsupported(),
   },
   expected("an object"),
 );
@@ -203,10 +202,10 @@ const prompt = z
         const isText = typeof item === "string";
         if (isText && item.isWellFormed()) return item;
         if (Array.isArray(item) && item.length > 0 && item.every((id) => Number.isSafeInteger(id))) return item;
-        const what = isText
-          ? "Unicode text, got an unpaired surrogate"
-          : "a string or an array of one or more integers";
-        context.addIssue({ code: "custom", message: `expected ${what}`, input: item });
+        const message = isText
+          ? "expected Unicode text, got an unpaired surrogate"
+          : `expected a string or an array of one or more integers, got ${echo(Array.isArray(item) ? (item.find((id) => !Number.isSafeInteger(id)) ?? item) : item)}`;
+        context.addIssue({ code: "custom", message, input: item });
         return z.NEVER;
       }),
       1,
@@ -222,8 +221,8 @@ export const completionSchema = z.strictObject(
     echo: optional(flag),
     logprobs: optional(integer(0, TOP_LOGPROBS_MAX)),
     add_special_tokens: optional(flag),
-    best_of: unsupported("best_of other than 1", isOneOf(1)),
-    suffix: unsupported("suffix", isOneOf("")),
+    best_of: unsupported("1", isOneOf(1)),
+    suffix: unsupported('""', isOneOf("")),
   },
   expected("an object"),
 );

@@ -244,7 +244,11 @@ export class Tokenizer {
   #checkId(id: unknown, what: string, param: string | null): void {
     if (Number.isInteger(id) && (id as number) >= 0 && (id as number) < this.vocabularySize) return;
     const expected = `a token id from 0 to ${this.vocabularySize - 1}`;
-    throw new RequestError(400, `${what}: expected ${expected}, got ${JSON.stringify(id) ?? "nothing"}`, param);
+    throw new RequestError(
+      400,
+      `${what}: expected ${expected}, got ${JSON.stringify(id)?.slice(0, 60) ?? "nothing"}`,
+      param,
+    );
   }
 
   #idOfNamed(name: string, content: string): number {

@@ -54,6 +54,10 @@ export function byteTokenizer(): Tokenizer {
   });
 }
 
+export function byteTemplate(tokenizer: Tokenizer): ChatTemplate {
+  return new ChatTemplate({ source: SOURCE, tokenizer });
+}
+
 export const MODEL = "byte-model";
 export const HEADERS = { host: "localhost:8080", "content-type": "application/json" };
 
@@ -72,7 +76,7 @@ export function createFixture(options: Partial<AppOptions> & { readonly engine?:
   const app = createApp({
     engine,
     tokenizer,
-    chatTemplate: new ChatTemplate({ source: SOURCE, tokenizer }),
+    chatTemplate: byteTemplate(tokenizer),
     modelName: MODEL,
     contextMax: CONTEXT_MAX,
     log: silentLog,
