@@ -2,7 +2,7 @@
 // evenly, and logits are neither flat nor one-sided. Turns a tensor's role into bytes; writes no file.
 
 import { assert, unreachable } from "../base/assert.ts";
-import { type TensorSpec } from "./expected-tensors.ts";
+import type { TensorSpec } from "./expected-tensors.ts";
 import { clearPadding, RandomTensors } from "./random-tensors.ts";
 import type { ModelShape } from "./shape.ts";
 import { type DieSplit, dieRange } from "./split.ts";

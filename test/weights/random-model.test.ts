@@ -7,7 +7,7 @@ import { createUniform } from "../../src/base/prng.ts";
 import { addRow, addSequence, clearBatch, createBatch } from "../../src/device/batch.ts";
 import { compileProgram } from "../../src/model/compile.ts";
 import { readContainer } from "../../src/weights/container.ts";
-import { RECIPE_NAMES } from "../../src/weights/recipe.ts";
+import type { RecipeName } from "../../src/weights/header.ts";
 import type { ModelShape } from "../../src/weights/shape.ts";
 import { synthesise } from "../../src/weights/synth.ts";
 import { testMogeShape } from "../support/containers.ts";
@@ -30,7 +30,7 @@ const shape = testMogeShape({
   isEmbeddingTied: false,
 });
 
-function containerOf(fields: Partial<ModelShape>, recipe: (typeof RECIPE_NAMES)[number] = "q4") {
+function containerOf(fields: Partial<ModelShape>, recipe: RecipeName = "q4") {
   const outPath = join(root, "model.duet");
   const made = { ...shape, ...fields };
   synthesise({ shape: made, recipe, outPath, modelName: "random", seed: 3, tokenizer: null });

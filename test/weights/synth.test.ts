@@ -66,7 +66,7 @@ describe("a random container", () => {
           }
         });
       }),
-      { numRuns: 40 },
+      { numRuns: 25 },
     );
   });
 
