@@ -2,7 +2,7 @@
 // hand, and none is measured here.
 import type { EngineLine, EngineReport, RoofReport, StepLine } from "../src/bench/report.ts";
 import { quantile } from "../src/bench/statistics.ts";
-import type { Panel, Point, Series } from "./svg-chart.ts";
+import type { Panel, Point, Series } from "../src/bench/svg-chart.ts";
 
 export const BEGIN = "<!-- begin generated: bun scripts/plot-performance.ts -->";
 export const END = "<!-- end generated -->";

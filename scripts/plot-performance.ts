@@ -12,7 +12,7 @@ import {
   type Stored,
   verifyPanels,
 } from "./performance-page.ts";
-import { type Panel, renderChart } from "./svg-chart.ts";
+import { type Panel, renderChart } from "../src/bench/svg-chart.ts";
 
 const DOCS = join(import.meta.dirname, "../docs");
 /** Small to large; models that aren't named come last. */

@@ -13,7 +13,7 @@ import {
   verifyPanels,
   verifyRatios,
 } from "../../scripts/performance-page.ts";
-import { formatNumber, linearTicks, logTicks, renderChart } from "../../scripts/svg-chart.ts";
+import { formatNumber, linearTicks, logTicks, renderChart } from "../../src/bench/svg-chart.ts";
 import {
   ENGINE_FORMAT,
   type EngineLine,

@@ -1,4 +1,4 @@
-// Line charts as SVG text: panels side by side, a legend, ticks that fit the values. Only what the performance page needs; it reads
+// Line charts as SVG text: panels side by side, a legend, ticks that fit the values. Only what the figures of measurements need; it reads
 // nothing and writes nothing.
 
 export interface Point {
