@@ -50,6 +50,8 @@ function listen(app: App, { host, port }: ListenOptions) {
       port,
       idleTimeout: IDLE_SECONDS,
       maxRequestBodySize: SOCKET_BODY_BYTES_MAX,
+      // Without development Bun shares a port with whoever has it.
+      reusePort: false,
       development: false,
       fetch: (request, server) => app.fetch(request, { server }),
       error(error) {
