@@ -27,6 +27,12 @@ const isOneOf =
 
 const tokenId = integer(0, TOKEN_ID_MAX);
 
+/** What a transform returns for a value that it does not take. */
+function refuse(context: z.RefinementCtx, input: unknown, message: string, path: string[] = []): never {
+  context.addIssue({ code: "custom", message, path, input });
+  return z.NEVER;
+}
+
 /** One string stands for an array of one. */
 const stop = z
   .unknown()
@@ -42,23 +48,20 @@ const stop = z
 
 /** {"<token id>": bias}; ids are checked against the vocabulary later. */
 const logitBias = z.unknown().transform((value, context) => {
-  const refuse = (message: string, path: string[] = []) => {
-    context.addIssue({ code: "custom", message, path, input: value });
-    return z.NEVER;
-  };
+  const refuseThis = (message: string, path: string[] = []) => refuse(context, value, message, path);
   const what = `an object from token ids to numbers from -100 to 100, with at most ${BIAS_MAX} entries`;
   if (typeof value !== "object" || value === null || Array.isArray(value))
-    return refuse(`expected ${what}, got ${echo(value)}`);
+    return refuseThis(`expected ${what}, got ${echo(value)}`);
   const keys = Object.keys(value);
-  if (keys.length > BIAS_MAX) return refuse(`expected ${what}, got ${keys.length} entries`);
+  if (keys.length > BIAS_MAX) return refuseThis(`expected ${what}, got ${keys.length} entries`);
   const entries: [number, number][] = [];
   for (const key of keys) {
     const bias = (value as Record<string, unknown>)[key];
     const shown = key.slice(0, 20);
     if (!/^(0|[1-9]\d{0,9})$/.test(key))
-      return refuse(`expected a token id as the name of an entry, got ${echo(key)}`, [shown]);
+      return refuseThis(`expected a token id as the name of an entry, got ${echo(key)}`, [shown]);
     if (typeof bias !== "number" || !(bias >= -100 && bias <= 100)) {
-      return refuse(`expected a number from -100 to 100, got ${echo(bias)}`, [shown]);
+      return refuseThis(`expected a number from -100 to 100, got ${echo(bias)}`, [shown]);
     }
     entries.push([Number(key), bias]);
   }
@@ -133,12 +136,7 @@ const content = z
     if (typeof value === "string") return [{ type: "text", text: value }];
     if (value === null) return [];
     if (Array.isArray(value)) return value;
-    context.addIssue({
-      code: "custom",
-      message: `expected a string or an array of text parts, got ${echo(value)}`,
-      input: value,
-    });
-    return z.NEVER;
+    return refuse(context, value, `expected a string or an array of text parts, got ${echo(value)}`);
   })
   .pipe(list(contentPart, 0, MESSAGE_MAX, "text parts"));
 
@@ -189,24 +187,20 @@ const prompt = z
   .transform((value, context): unknown => {
     if (typeof value === "string") return [value];
     if (Array.isArray(value) && value.length > 0) return typeof value[0] === "number" ? [value] : value;
-    context.addIssue({
-      code: "custom",
-      message: `expected a string, token ids, or an array of 1 to ${PROMPT_MAX} of either, got ${echo(value)}`,
-      input: value,
-    });
-    return z.NEVER;
+    const what = `a string, token ids, or an array of 1 to ${PROMPT_MAX} of either`;
+    return refuse(context, value, `expected ${what}, got ${echo(value)}`);
   })
   .pipe(
     list(
       z.unknown().transform((item, context): string | readonly number[] => {
-        const isText = typeof item === "string";
-        if (isText && item.isWellFormed()) return item;
-        if (Array.isArray(item) && item.length > 0 && item.every((id) => Number.isSafeInteger(id))) return item;
-        const message = isText
-          ? "expected Unicode text, got an unpaired surrogate"
-          : `expected a string or an array of one or more integers, got ${echo(Array.isArray(item) ? (item.find((id) => !Number.isSafeInteger(id)) ?? item) : item)}`;
-        context.addIssue({ code: "custom", message, input: item });
-        return z.NEVER;
+        if (typeof item === "string") {
+          return item.isWellFormed() ? item : refuse(context, item, "expected Unicode text, got an unpaired surrogate");
+        }
+        const isList = Array.isArray(item) && item.length > 0;
+        const wrongIndex = isList ? item.findIndex((id) => !Number.isSafeInteger(id)) : -1;
+        if (isList && wrongIndex < 0) return item;
+        const got = echo(isList ? item[wrongIndex] : item);
+        return refuse(context, item, `expected a string or an array of one or more integers, got ${got}`);
       }),
       1,
       PROMPT_MAX,

@@ -1,7 +1,7 @@
 // A scripted engine on the test's own thread: it emits what the test says, keeps what it was asked, and counts what it holds, so that
 // routes can be tested without a model.
 
-import { RequestError } from "../../src/base/errors.ts";
+import type { RequestError } from "../../src/base/errors.ts";
 import type { EngineClient, OutputListener } from "../../src/engine/client.ts";
 import type { ChoiceOutput, ChoiceUsage, EngineRequest, EngineStatus, StepReport } from "../../src/engine/messages.ts";
 
