@@ -94,6 +94,7 @@ export async function runEngineBench(
     return totalMs;
   };
 
+  if (plan.steps.length === 0) return [];
   model.fillKv?.(kvBlockCount);
   warmUp(rowMax, kvBlockCount, (step) => runOnce(step, emptyStats()));
   const lines: StepTimes[] = [];

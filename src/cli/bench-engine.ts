@@ -49,7 +49,7 @@ async function measureSteps(
   const total = plan.steps.length + 2;
   const isa = ISA_NAMES.find((name) => name === device.isa);
   const measureShortRoof = async (): Promise<RoofLine[]> => {
-    if (native === null || isa === undefined || open.device.kind !== "cpu") return [];
+    if (native === null || isa === undefined || open.device.kind !== "cpu" || plan.steps.length === 0) return [];
     const dramBytes = chooseDramBytes(machine.cacheBytes, os.freemem(), isQuick);
     const options = {
       laneCount: device.laneCount,
@@ -93,17 +93,18 @@ async function startUpLines(
     return { lines: [], notes: ["start-up: measured on the cpu device only"] };
   const progress = createProgress("starting");
   const duet = [process.execPath, fileURLToPath(new URL("../cli.ts", import.meta.url))];
-  const lanes = command.engine.threadCount;
+  const { threadCount, isa, isPinned, kvType, residency } = command.engine;
+  const settings = [
+    ...["--speculation", "off", "--kv", kvType, "--weights", residency],
+    ...(threadCount === null ? [] : ["--threads", String(threadCount)]),
+    ...(isa === null ? [] : ["--isa", isa]),
+    ...(isPinned ? ["--pin"] : []),
+  ];
   const times = await measureStartUp({
     native,
     containerPath: container.path,
     containerBytes: container.fileBytes,
-    command: [
-      ...duet,
-      ...["run", "--model", container.path, "--raw", "--max-tokens", "1", "--speculation", "off"],
-      ...(lanes === null ? [] : ["--threads", String(lanes)]),
-      "Once",
-    ],
+    command: [...duet, "run", "--model", container.path, ...settings, "--raw", "--max-tokens", "1", "Once"],
     repeatCount: command.repeatCount,
     onRun: (done, total, what) => progress.update(done, total, what),
   }).finally(() => progress.stop());

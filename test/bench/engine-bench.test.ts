@@ -17,7 +17,7 @@ const { shape } = container.header;
 async function run(deviceKind: "cpu" | "reference", kvType: KvType, kinds: string[], lineMs: number) {
   const blockBytes = kvBlockBytes(program.shape, kvType);
   const plan = enginePlan({ kinds, isQuick: true, contextMax: 160, kvBlockBytes: blockBytes, kvBytesMax: 1e9 });
-  const device = await openDevice({ deviceKind, threadCount: 2, isPinned: false, isa: null });
+  const device = await openDevice({ deviceKind, threadCount: 2, isPinned: false, isa: null, residency: "mmap" });
   const { rowMax, logitRowMax, kvBlockCount } = plan;
   const model = device.load(container, program, { kvType, rowMax, logitRowMax, kvBlockCount });
   try {
