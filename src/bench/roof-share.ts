@@ -2,7 +2,8 @@
 // were measured in the same report. Pure arithmetic.
 
 import type { CacheBytes } from "./machine.ts";
-import { limitOf, MATMUL_ROWS, type RoofLine } from "./roof.ts";
+import { MATMUL_ROWS } from "./roof-items.ts";
+import { limitOf, type RoofLine } from "./roof.ts";
 
 /** What one step must move and compute. */
 export interface StepCost {
