@@ -25,6 +25,8 @@ async function execute(command: DuetCommand): Promise<number> {
       return (await import("./cli/bench-engine.ts")).benchEngine(command);
     case "bench roof":
       return (await import("./cli/bench-roof.ts")).benchRoof(command);
+    case "bench serve":
+      return (await import("./cli/bench-serve.ts")).benchServe(command);
     case "bench compare":
       return (await import("./cli/bench-compare.ts")).benchCompare(command);
   }

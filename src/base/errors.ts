@@ -18,7 +18,9 @@ export type DuetErrorCode =
   | "out_of_memory"
   | "engine_unhealthy"
   | "config_invalid"
-  | "port_unavailable";
+  | "port_unavailable"
+  | "server_unreachable"
+  | "server_refused";
 
 /** What an error message must say: what happened and where, what was expected, what was got, what to do next. */
 export interface ErrorDetail {

@@ -1,7 +1,8 @@
-// The command lines of `duet bench`: a model's speed, the machine's limits, and two reports compared.
+// The command lines of `duet bench`: a model's speed, the machine's limits, and two reports compared (a server under load: bench-serve.ts).
 
 import { type Command as Cli, InvalidArgumentError, Option } from "commander";
 import type { EngineOptions } from "../engine/client.ts";
+import { addBenchServe, type BenchServeCommand } from "./bench-serve.ts";
 import { engineOptions, integerBetween, isaOption, splitList, threadsOption, withEngineOptions } from "./options.ts";
 
 export const BENCH_KINDS = ["start-up", "prefill", "decode", "verify"] as const;
@@ -35,7 +36,7 @@ export interface BenchCompareCommand {
   readonly isJson: boolean;
 }
 
-export type BenchCommand = BenchEngineCommand | BenchRoofCommand | BenchCompareCommand;
+export type BenchCommand = BenchEngineCommand | BenchRoofCommand | BenchCompareCommand | BenchServeCommand;
 
 const repeatOption = () =>
   new Option("--repeat <count>", "runs per line at least; the median counts (default: 5, quick: 3)").argParser(
@@ -56,7 +57,7 @@ function benchKinds(text: string): readonly BenchKind[] {
 export function addBenchCommands(cli: Cli, done: (command: BenchCommand) => void): void {
   const bench = cli
     .command("bench")
-    .description("speed: of a model here, of this machine, of one build against another");
+    .description("speed: of a model here, of a server under load, of this machine, of one build against another");
   bench.addHelpText(
     "after",
     `
@@ -64,6 +65,7 @@ Examples:
   $ duet bench                                   the shipped model (the same as duet bench engine)
   $ duet bench engine model.duet --only decode
   $ duet bench roof
+  $ duet bench serve http://127.0.0.1:8080       a server under load
   $ duet bench engine --json > before.json       and, after a change, the same into after.json
   $ duet bench compare before.json after.json`,
   );
@@ -108,6 +110,7 @@ Examples:
         repeatCount: quickRepeats(raw),
       });
     });
+  addBenchServe(bench, done);
   bench
     .command("compare")
     .description(
