@@ -10,7 +10,8 @@ const BUCKET_COUNT = EXACT_ROWS + 16 * BUCKETS_PER_OCTAVE;
 const FOLLOW = 0.1;
 /** A measurement counts as at most this many times the mean: a pause of the machine isn't the step's cost. */
 const OUTLIER = 3;
-const OUTLIER_AFTER = 3;
+/** Of a bucket's first measurements the least counts: steps are slow while weights come into memory and lanes wake up. */
+const TRUSTED_AFTER = 3;
 
 function bucketOf(rows: number): number {
   if (rows <= EXACT_ROWS) return Math.max(0, rows - 1);
@@ -27,9 +28,9 @@ export class StepCost {
     const bucket = bucketOf(rows);
     const count = defined(this.#counts[bucket]);
     const mean = this.#ms[bucket]!;
-    const taken = count >= OUTLIER_AFTER ? Math.min(ms, OUTLIER * mean) : ms;
     const weight = Math.max(1 / (count + 1), FOLLOW);
-    this.#ms[bucket] = mean + weight * (taken - mean);
+    if (count >= TRUSTED_AFTER) this.#ms[bucket] = mean + weight * (Math.min(ms, OUTLIER * mean) - mean);
+    else this.#ms[bucket] = count === 0 ? ms : Math.min(mean, ms);
     this.#rows[bucket] = this.#rows[bucket]! + weight * (rows - this.#rows[bucket]!);
     this.#counts[bucket] = count + 1;
   }
@@ -41,19 +42,18 @@ export class StepCost {
    */
   predict(rows: number, beyond: "flat" | "proportional"): number {
     const bucket = bucketOf(rows);
-    let below = bucket;
-    while (below >= 0 && this.#counts[below] === 0) below--;
+    const below = this.#measuredFrom(bucket);
     let above = bucket;
     while (above < BUCKET_COUNT && this.#counts[above] === 0) above++;
     if (below < 0) return above < BUCKET_COUNT ? this.#ms[above]! : 0;
-    const belowMs = this.#ms[below]!;
+    const belowMs = this.#believedMs(below);
     const belowRows = this.#rows[below]!;
     if (above === BUCKET_COUNT || above === below) {
       if (beyond === "flat" || rows <= belowRows) return belowMs;
       return belowMs * (rows / belowRows);
     }
     const share = (rows - belowRows) / (this.#rows[above]! - belowRows);
-    return belowMs + share * (this.#ms[above]! - belowMs);
+    return belowMs + share * (this.#believedMs(above) - belowMs);
   }
 
   /** The most rows, up to `rowMax`, whose step is expected to take at most `ms`; at least `rowMin`. */
@@ -67,5 +67,22 @@ export class StepCost {
       else high = middle;
     }
     return low;
+  }
+
+  /** The highest measured bucket that is not above `bucket`; −1: none. */
+  #measuredFrom(bucket: number): number {
+    while (bucket >= 0 && this.#counts[bucket] === 0) bucket--;
+    return bucket;
+  }
+
+  /**
+   * A measured bucket's milliseconds. Until they are trusted they rise no faster than the rows from the bucket below: else one
+   * slow step would keep others of its size from ever being tried again.
+   */
+  #believedMs(bucket: number): number {
+    const ms = this.#ms[bucket]!;
+    if (this.#counts[bucket]! >= TRUSTED_AFTER) return ms;
+    const lower = this.#measuredFrom(bucket - 1);
+    return lower < 0 ? ms : Math.min(ms, this.#ms[lower]! * (this.#rows[bucket]! / this.#rows[lower]!));
   }
 }

@@ -34,3 +34,15 @@ test("rowsWithin is the largest number of rows that the estimate allows", () => 
     }),
   );
 });
+
+test("a slow first step doesn't keep steps of its size from being tried again", () => {
+  const cost = new StepCost();
+  // 256 rows while the weights come into memory; from then on a step takes what it takes.
+  cost.observe(256, 3000);
+  for (let step = 0; step < 4; step++) {
+    const rows = cost.rowsWithin(50, 8, 256);
+    cost.observe(rows, 1 + 0.05 * rows);
+  }
+  expect(cost.rowsWithin(50, 8, 256)).toBe(256);
+  expect(cost.predict(256, "proportional")).toBeCloseTo(13.8, 1);
+});
