@@ -66,10 +66,12 @@ export class Run implements ActiveAnswer {
     );
     const refused = queued.find((result) => result.status === "rejected");
     if (refused !== undefined) {
-      this.#cancelAll();
       this.#close();
+      this.#cancelAll();
       throw refused.reason;
     }
+    // The caller may have gone away before the engine knew of every request.
+    if (this.#hasEnded) this.#cancelAll();
     for (const { promptTokens } of requests) metrics.promptTokens(promptTokens.length);
   }
 
@@ -120,8 +122,9 @@ export class Run implements ActiveAnswer {
 
   #end(failure: RequestError | null): void {
     if (this.#hasEnded) return;
-    if (this.#openCount > 0) this.#cancelAll();
+    // First, as the engine may report the cancelled choices at once.
     this.#close();
+    if (this.#openCount > 0) this.#cancelAll();
     this.#services.metrics.answered(this.#services.clock.nowMs() - this.#startMs);
     this.#listener.end(failure);
   }

@@ -54,7 +54,7 @@ describe("drain", () => {
     let isDrained = false;
     const drained = lifecycle.drain(60_000).then(() => (isDrained = true));
     expect(refusal(lifecycle)).toMatchObject({ httpStatus: 503, code: "draining" });
-    await new Promise((resolve) => setImmediate(resolve));
+    await Bun.sleep(20);
     expect(isDrained).toBe(false);
     lifecycle.leave(answer);
     await drained;
