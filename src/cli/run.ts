@@ -1,12 +1,12 @@
 // `duet run`: one prompt, or a chat, in the terminal.
 
 import { createInterface } from "node:readline/promises";
-import { RequestError } from "../base/errors.ts";
+import { DuetError, RequestError } from "../base/errors.ts";
 import type { RunCommand } from "../config.ts";
 import type { EngineClient } from "../engine/client.ts";
 import type { ChoiceOutput, EngineRequest } from "../engine/messages.ts";
 import { startWorkerEngine } from "../engine/worker-client.ts";
-import { PLAIN_SAMPLING } from "../server/generation.ts";
+import { PLAIN_SAMPLING, TEMPERATURE_MIN } from "../server/generation.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
 import { readContainer } from "../weights/container.ts";
 import type { Container } from "../weights/header.ts";
@@ -24,7 +24,7 @@ interface Session {
 
 function requestFor(session: Session, promptTokens: readonly number[], seed: number): EngineRequest {
   const { command, container, text } = session;
-  const contextMax = container.header.shape.contextMax;
+  const { contextMax } = session.engine.lastStatus;
   const room = contextMax - promptTokens.length;
   if (room < 1) {
     throw new RequestError(
@@ -33,13 +33,14 @@ function requestFor(session: Session, promptTokens: readonly number[], seed: num
     );
   }
   const sampling = { ...PLAIN_SAMPLING, ...text.defaults };
+  const temperature = command.temperature ?? sampling.temperature;
   return {
     requestId: `run-${session.requestCount++}`,
     promptTokens: Int32Array.from(promptTokens),
     choiceCount: 1,
     params: {
       ...sampling,
-      temperature: command.temperature ?? sampling.temperature,
+      temperature: temperature < TEMPERATURE_MIN ? 0 : temperature,
       presencePenalty: 0,
       frequencyPenalty: 0,
       seedLow: seed >>> 0,
@@ -64,9 +65,17 @@ function requestFor(session: Session, promptTokens: readonly number[], seed: num
 function describeSpeed(output: ChoiceOutput, seed: number): string {
   const usage = output.usage;
   if (usage === null) return "";
-  const rate = usage.decodeMs > 0 ? `${((usage.outputTokenCount * 1000) / usage.decodeMs).toFixed(0)} tokens/s` : "";
-  const drafts = usage.draftedCount > 0 ? `, ${usage.acceptedCount} of ${usage.draftedCount} drafts accepted` : "";
-  return `[${usage.outputTokenCount} tokens, ${rate}, prefill ${usage.prefillMs.toFixed(1)} ms${drafts}, ${output.finishReason}, seed ${seed}]`;
+  const { outputTokenCount, decodeMs, draftedCount, acceptedCount, prefillMs } = usage;
+  // The first token is the prefill's.
+  const rate = ((outputTokenCount - 1) * 1000) / decodeMs;
+  return `[${[
+    `${outputTokenCount} tokens`,
+    ...(outputTokenCount > 1 && decodeMs > 0 ? [`${rate.toFixed(0)} tokens/s`] : []),
+    `prefill ${prefillMs.toFixed(1)} ms`,
+    ...(draftedCount > 0 ? [`${acceptedCount} of ${draftedCount} drafts accepted`] : []),
+    output.finishReason,
+    `seed ${seed}`,
+  ].join(", ")}]`;
 }
 
 /** Streams one answer to standard output; Ctrl-C ends the answer, not the program. Returns its text. */
@@ -87,7 +96,8 @@ async function answer(session: Session, promptTokens: readonly number[]): Promis
     const last = await promise;
     print();
     process.stderr.write(`${dim(describeSpeed(last, seed))}\n`);
-    if (last.finishReason === "error") throw new RequestError(500, last.errorMessage ?? "the engine failed");
+    if (last.finishReason === "error")
+      throw new DuetError("engine_unhealthy", last.errorMessage ?? "the engine failed");
     return text;
   } finally {
     process.off("SIGINT", cancel);
@@ -103,28 +113,46 @@ function encodeOne(session: Session, prompt: string): number[] {
 }
 
 async function chat(session: Session): Promise<void> {
-  const { chatTemplate } = session.text;
   const terminal = createInterface({ input: process.stdin, output: process.stdout });
+  let isClosed = false;
+  terminal.on("close", () => (isClosed = true));
+  // A terminal's Ctrl-C comes as a key. Only an answer under way listens to the signal.
+  terminal.on("SIGINT", () => {
+    if (!process.emit("SIGINT")) terminal.close();
+  });
   const messages: ChatMessage[] = [];
   print(dim("An empty line or Ctrl-D ends the chat; Ctrl-C ends an answer."));
   terminal.setPrompt(bold("you> "));
   terminal.prompt();
   for await (const line of terminal) {
     if (line.trim() === "") break;
-    if (chatTemplate === null || session.command.isRaw) {
+    await reply(session, messages, line);
+    // The input may have ended meanwhile; its last lines are still to come.
+    if (!isClosed) terminal.prompt();
+  }
+  terminal.close();
+}
+
+/** Answers one line of a chat. A line that can't be answered is said to be so, and leaves the chat as it was. */
+async function reply(session: Session, messages: ChatMessage[], line: string): Promise<void> {
+  const before = [...messages];
+  try {
+    if (session.text.chatTemplate === null || session.command.isRaw) {
       await answer(session, encodeOne(session, line));
     } else {
       messages.push({ role: "user", content: line });
       messages.push({ role: "assistant", content: await answer(session, fitChat(session, messages)) });
     }
-    terminal.prompt();
+  } catch (error) {
+    if (!(error instanceof RequestError)) throw error;
+    messages.splice(0, messages.length, ...before);
+    process.stderr.write(`duet: ${error.message}\n`);
   }
-  terminal.close();
 }
 
 /** The chat's tokens; the oldest exchanges leave when the context would have no room for an answer. */
 function fitChat(session: Session, messages: ChatMessage[]): number[] {
-  const { contextMax } = session.container.header.shape;
+  const { contextMax } = session.engine.lastStatus;
   const room = Math.min(session.command.outputTokenMax, Math.floor(contextMax / 4));
   for (;;) {
     const tokens = session.text.chatTemplate?.encodeChat(messages, { addGenerationPrompt: true }) ?? [];

@@ -50,7 +50,7 @@ export interface Generation {
 }
 
 /** Distributions colder than this have one candidate. */
-const TEMPERATURE_MIN = 1e-4;
+export const TEMPERATURE_MIN = 1e-4;
 const TWO_32 = 2 ** 32;
 
 /** Throws RequestError 404, as OpenAI does for models that are not there. */

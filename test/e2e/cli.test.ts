@@ -10,17 +10,17 @@ import { writeTinyCheckpoint } from "../weights/tiny-checkpoint.ts";
 const CLI = join(import.meta.dir, "../../src/cli.ts");
 const folder = temporaryFolder("cli");
 
-function spawnDuet(argv: string[], env: Record<string, string> = {}) {
+function spawnDuet(argv: string[], env: Record<string, string> = {}, input: string | null = null) {
   return Bun.spawn([process.execPath, CLI, ...argv], {
     env: { ...process.env, ...env },
-    stdin: "ignore",
+    stdin: input === null ? "ignore" : new Blob([input]),
     stdout: "pipe",
     stderr: "pipe",
   });
 }
 
-async function duet(argv: string[], env: Record<string, string> = {}) {
-  const child = spawnDuet(argv, env);
+async function duet(argv: string[], env: Record<string, string> = {}, input: string | null = null) {
+  const child = spawnDuet(argv, env, input);
   const [status, out, err] = await Promise.all([
     child.exited,
     new Response(child.stdout).text(),
@@ -171,6 +171,26 @@ test("run answers one prompt, the same for the same seed", async () => {
   expect(first.out.trim().length).toBeGreaterThan(10);
   expect(first.err).toContain("tokens/s");
   expect((await duet([...argv, "--threads", "1", "--speculation", "off"])).out).toBe(first.out);
+});
+
+test("run keeps to the context that the KV blocks leave, and takes a vanishing temperature for greedy", async () => {
+  const argv = ["run", "--raw", "--kv-blocks", "2", "Once upon a time there was a king who had"];
+  const greedy = await duet([...argv, "-t", "0"]);
+  expect([greedy.status, greedy.err.includes("length")]).toEqual([0, true]);
+  expect(greedy.out.trim().length).toBeGreaterThan(10);
+  expect((await duet([...argv, "-t", "1e-38", "--seed", "1"])).out).toBe(greedy.out);
+});
+
+test("a chat answers every line of a pipe, also after one that is too long, and ends with the input", async () => {
+  const tooLong = "king ".repeat(100);
+  const chat = await duet(
+    ["run", "-t", "0", "-n", "5", "--kv-blocks", "3"],
+    {},
+    `Tell me a story.\n${tooLong}\nGo on.\n`,
+  );
+  expect(chat.status).toBe(0);
+  expect(chat.err.match(/\[5 tokens/g)?.length).toBe(2);
+  expect(chat.err).toContain("the context holds 96");
 });
 
 test("SIGTERM lets a running answer finish, then exits 0", async () => {
