@@ -7,8 +7,10 @@ import type { KvType } from "../device/device.ts";
 import { blocksFor } from "../memory/block-table.ts";
 import type { ProgramShape } from "../model/program.ts";
 
-/** The KV cache takes at most this share of the memory that is free at start. */
+/** The KV cache takes at most this share of the memory that is free at start and that the weights leave. */
 const FREE_MEMORY_SHARE = 0.5;
+/** What the KV cache may count on where the weights want all memory and more: they can be read again, KV cannot. */
+const BESIDE_WEIGHTS_SHARE = 0.125;
 const ELEMENT_BYTES: Record<KvType, number> = { f16: 2, int8: 1, f32: 4 };
 /** int8 keeps a float32 scale per token and KV head, for K and for V. */
 const SCALE_BYTES: Record<KvType, number> = { f16: 0, int8: 4, f32: 0 };
@@ -27,19 +29,23 @@ export interface KvBudget {
   readonly contextMax: number;
   /** Of all models that share the block ids. */
   readonly blockBytes: number;
+  /** Memory that is free at start; the page cache, and in it the mapped weights, counts as free. */
   readonly freeBytes: number;
+  /** Of all containers: they come into memory as they are used. */
+  readonly weightBytes: number;
 }
 
 /** The number of kvBlocks. DuetError `out_of_memory` when not even one fits. */
 export function chooseKvBlockCount(budget: KvBudget): number {
-  const { kvBlockCount, sequenceMax, contextMax, blockBytes, freeBytes } = budget;
+  const { kvBlockCount, sequenceMax, contextMax, blockBytes, freeBytes, weightBytes } = budget;
   const wanted = kvBlockCount ?? sequenceMax * blocksFor(contextMax);
   // What was asked for by number is taken at its word: the system may have more to give than it calls free.
-  const affordable = kvBlockCount ?? Math.floor((freeBytes * FREE_MEMORY_SHARE) / blockBytes);
+  const leftBytes = Math.max(freeBytes - weightBytes, freeBytes * BESIDE_WEIGHTS_SHARE);
+  const affordable = kvBlockCount ?? Math.floor((leftBytes * FREE_MEMORY_SHARE) / blockBytes);
   if (affordable < 1) {
     throw new DuetError("out_of_memory", "there is no memory for a KV cache", {
-      expected: `at least ${formatBytes(blockBytes / FREE_MEMORY_SHARE)} free`,
-      got: formatBytes(freeBytes),
+      expected: `at least ${formatBytes(blockBytes / FREE_MEMORY_SHARE)} that the weights leave free`,
+      got: formatBytes(leftBytes),
       next: "free memory, or choose --kv int8",
     });
   }

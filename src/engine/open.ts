@@ -109,6 +109,7 @@ function assemble(
   const { sequenceMax, kvType, prefillChunkMax } = options;
   const draftTokenMax = options.speculation === "off" ? 0 : options.draftTokenMax;
   const { header, fingerprint } = target.container;
+  const weightBytes = target.container.fileBytes + (draft?.container.fileBytes ?? 0);
   const blockBytes =
     kvBlockBytes(target.program.shape, kvType) + (draft === null ? 0 : kvBlockBytes(draft.program.shape, kvType));
   const kvBlockCount = chooseKvBlockCount({
@@ -116,7 +117,9 @@ function assemble(
     sequenceMax,
     contextMax: header.shape.contextMax,
     blockBytes,
-    freeBytes: os.freemem(),
+    // A control group may allow less than the machine has.
+    freeBytes: Math.min(os.freemem(), process.constrainedMemory() || Infinity),
+    weightBytes,
   });
   // A sequence must fit alone.
   const contextMax = Math.min(header.shape.contextMax, kvBlockCount * KV_BLOCK_TOKENS);
@@ -167,7 +170,7 @@ function assemble(
           containerFingerprint: fingerprint,
           kvType,
           contextMax,
-          weightBytes: target.container.fileBytes + (draft?.container.fileBytes ?? 0),
+          weightBytes,
           kvBytes: kvBlockCount * blockBytes,
         },
         words,
