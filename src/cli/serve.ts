@@ -75,8 +75,10 @@ export async function serve(command: ServeCommand): Promise<number> {
     await engine.close();
     throw error;
   }
+  // Signals count from before anybody is told that the server is there.
+  const ended = untilEnd(command, engine, server, log);
   announce(container, engine.lastStatus, server, startMs);
-  return untilEnd(command, engine, server, log);
+  return ended;
 }
 
 function untilEnd(
