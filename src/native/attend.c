@@ -1,140 +1,45 @@
-/* Rotary embedding, the KV cache and attention (docs/arithmetic.md, rule 5).
+/* Attention over the KV cache (docs/arithmetic.md, rule 5): which lane computes which heads of which rows.
  *
  * A kvBlock holds all layers; within it, per layer, die and KV head: K [head_dim][32 tokens], V [32 tokens][head_dim], then for
- * int8 the scales of K and of V, [32] each. Every die's team reads and writes its own heads only.
+ * int8 the scales of K and of V, [32] each. A die's items read and write its own heads only. An item is a KV head of one row, or of a run of
+ * rows of one sequence, which read a chunk of keys once.
  */
-#include "duet-math.h"
 #include "internal.h"
 
-#include <string.h>
+#pragma weak duet_rope_and_store_avx2
 
-void duet_rope_tables(duet_step *step, duet_lane *lane) {
-  duet_model *model = step->model;
-  uint32_t begin, end;
-  duet_share(step->batch->row_count, lane->index, lane->lane_count, &begin, &end);
-  for (uint32_t row = begin; row < end; row++) {
-    float *cosines = model->rope_cos + row * model->rope_stride;
-    float *sines = model->rope_sin + row * model->rope_stride;
-    const double position = (double)step->batch->positions[row];
-    for (uint32_t i = 0; i < model->rope_stride; i++) {
-      double sine, cosine;
-      duet_sincos(position * model->inverse_frequencies[i], &sine, &cosine);
-      sines[i] = (float)sine;
-      cosines[i] = (float)cosine;
-    }
-  }
+#define FLOAT_OPS_PER_NS 32u
+#define ITEM_OVERHEAD_NS 200u
+
+static int rope_head(duet_step *step, const duet_op_state *op, uint32_t die, uint32_t row, uint32_t head) {
+  /* Every vector table of x86 implies AVX2 and FMA. */
+  if (duet_rope_and_store_avx2 != NULL && step->model->kernels->isa != DUET_ISA_PLAIN) return duet_rope_and_store_avx2(step, op, die, row, head);
+  return duet_rope_and_store(step, op, die, row, head);
 }
 
-/* The half-split form, in place. */
-static void rotate(float *x, const float *cosines, const float *sines, uint32_t half) {
-  for (uint32_t i = 0; i < half; i++) {
-    float a = x[i], b = x[i + half];
-    x[i] = duet_fmaf(-b, sines[i], a * cosines[i]);
-    x[i + half] = duet_fmaf(a, sines[i], b * cosines[i]);
-  }
+uint32_t duet_count_rope(duet_step *step, const duet_phase *phase, uint32_t die) {
+  const duet_shape *shape = &step->model->shape;
+  if (shape->kv_heads[die] == 0) return 0;
+  if (step->has_lone_rows && phase->last->op.code == DUET_OP_ATTENTION) return 0; /* attention does it */
+  const uint64_t floats = (uint64_t)(shape->query_heads[die] / shape->kv_heads[die] + 2) * shape->head_dim;
+  return duet_deal_units(step, die, step->batch->row_count * shape->kv_heads[die], floats);
 }
 
-static uint8_t *kv_head(const duet_model *model, uint32_t layer, uint32_t die, uint32_t head) {
-  return model->kv + layer * model->kv_layer_stride + model->kv_die_offset[die] + head * model->kv_head_stride;
-}
-
-/* One head's row as int8 with one scale (rule 2's arithmetic over the whole head). Returns non-zero when not finite. */
-static int head_to_int8(const float *x, uint32_t n, uint8_t *out, size_t out_step, float *scale) {
-  float m = 0;
-  uint32_t bad = 0;
-  for (uint32_t d = 0; d < n; d++) {
-    uint32_t bits = duet_f32_bits(x[d]) & 0x7fffffffu;
-    bad |= bits >= 0x7f800000u;
-    float magnitude = duet_f32_from_bits(bits);
-    m = magnitude > m ? magnitude : m;
-  }
-  float r = bad || m == 0 ? 0 : 127.0f / m;
-  if ((duet_f32_bits(r) & 0x7f800000u) == 0x7f800000u) r = 0;
-  for (uint32_t d = 0; d < n; d++) {
-    int32_t value = r == 0 ? 0 : duet_rne_i32(x[d] * r);
-    value = value > 127 ? 127 : value < -127 ? -127 : value;
-    out[d * out_step] = (uint8_t)(int8_t)value;
-  }
-  *scale = r == 0 ? 0 : m / 127.0f;
-  return bad != 0;
-}
-
-static inline int is_infinite_half(uint16_t half) { return (half & 0x7c00u) == 0x7c00u; }
-
-/* K as a column of [head_dim][32], V as a row of [32][head_dim]. Returns non-zero for a value that the KV type cannot hold. */
-static int store_head(const duet_model *model, uint8_t *head, uint32_t token, const float *k, const float *v) {
-  const uint32_t n = model->shape.head_dim;
-  uint8_t *values = head + model->kv_v_offset;
+int duet_run_rope(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
+  (void)scratch;
+  const uint32_t kv_heads = step->model->shape.kv_heads[die];
   int is_bad = 0;
-  switch (model->options.kv_type) {
-    case DUET_KV_F16: {
-      uint16_t *k16 = (uint16_t *)(void *)head, *v16 = (uint16_t *)(void *)values;
-      for (uint32_t d = 0; d < n; d++) {
-        uint16_t kd = duet_f32_to_f16(k[d]), vd = duet_f32_to_f16(v[d]);
-        is_bad |= is_infinite_half(kd) | is_infinite_half(vd);
-        k16[(size_t)d * DUET_KV_BLOCK_TOKENS + token] = kd;
-        v16[(size_t)token * n + d] = vd;
-      }
-      return is_bad;
-    }
-    case DUET_KV_INT8: {
-      float *k_scales = (float *)(void *)(head + model->kv_k_scale_offset), *v_scales = (float *)(void *)(head + model->kv_v_scale_offset);
-      is_bad |= head_to_int8(k, n, head + token, DUET_KV_BLOCK_TOKENS, &k_scales[token]);
-      is_bad |= head_to_int8(v, n, values + (size_t)token * n, 1, &v_scales[token]);
-      return is_bad;
-    }
-    default: {
-      float *k32 = (float *)(void *)head, *v32 = (float *)(void *)values;
-      for (uint32_t d = 0; d < n; d++) {
-        is_bad |= (duet_f32_bits(k[d]) & 0x7f800000u) == 0x7f800000u || (duet_f32_bits(v[d]) & 0x7f800000u) == 0x7f800000u;
-        k32[(size_t)d * DUET_KV_BLOCK_TOKENS + token] = k[d];
-        v32[(size_t)token * n + d] = v[d];
-      }
-      return is_bad;
-    }
-  }
-}
-
-int duet_op_rope_and_store(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  duet_model *model = step->model;
-  const duet_shape *shape = &model->shape;
-  const duet_slot_state *slot = &model->slots[op->op.input];
-  const uint32_t head_dim = shape->head_dim, half = head_dim / 2;
-  const float q_scale = 1.0f / __builtin_sqrtf((float)head_dim);
-  int is_bad = 0;
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    const uint32_t kv_heads = shape->kv_heads[die];
-    if (kv_heads == 0) continue;
-    const uint32_t queries_per_kv = shape->query_heads[die] / kv_heads;
-    uint32_t begin, end;
-    duet_share(step->batch->row_count * kv_heads, lane->team_lane, lane->team_lane_count, &begin, &end);
-    for (uint32_t item = begin; item < end; item++) {
-      const uint32_t row = item / kv_heads, head = item % kv_heads;
-      const float *cosines = model->rope_cos + row * model->rope_stride, *sines = model->rope_sin + row * model->rope_stride;
-      float *qkv = slot->values[die] + row * slot->stride[die];
-      float *q = qkv + (size_t)head * queries_per_kv * head_dim;
-      for (uint32_t i = 0; i < queries_per_kv; i++, q += head_dim) {
-        rotate(q, cosines, sines, half);
-        for (uint32_t d = 0; d < head_dim; d++) q[d] = q[d] * q_scale;
-      }
-      float *k = qkv + ((size_t)shape->query_heads[die] + head) * head_dim;
-      const float *v = qkv + ((size_t)shape->query_heads[die] + kv_heads + head) * head_dim;
-      rotate(k, cosines, sines, half);
-      uint32_t kv_slot = (uint32_t)step->batch->kv_slots[row];
-      uint8_t *block = kv_head(model, op->op.layer, die, head) + (kv_slot / DUET_KV_BLOCK_TOKENS) * model->kv_block_stride;
-      is_bad |= store_head(model, block, kv_slot % DUET_KV_BLOCK_TOKENS, k, v);
-    }
-  }
+  for (uint32_t item = begin; item < end; item++) is_bad |= rope_head(step, phase->first, die, item / kv_heads, item % kv_heads);
   return is_bad;
 }
 
-static void attend(duet_step *step, const duet_op_state *op, duet_lane *lane, uint32_t die, uint32_t row, uint32_t head) {
+static void attend(duet_step *step, const duet_op_state *op, uint32_t die, uint32_t row, uint32_t head, float *work) {
   duet_model *model = step->model;
   const duet_shape *shape = &model->shape;
   const duet_slot_state *input = &model->slots[op->op.input], *output = &model->slots[op->op.output];
   const uint32_t queries_per_kv = shape->query_heads[die] / shape->kv_heads[die];
   const size_t first_query = (size_t)head * queries_per_kv * shape->head_dim;
-  const uint8_t *base = kv_head(model, op->op.layer, die, head);
+  const uint8_t *base = duet_kv_head(model, op->op.layer, die, head);
   duet_attention_args args = {
     .q = input->values[die] + row * input->stride[die] + first_query,
     .out = output->values[die] + row * output->stride[die] + first_query,
@@ -148,37 +53,30 @@ static void attend(duet_step *step, const duet_op_state *op, duet_lane *lane, ui
     .k_scales = (const float *)(const void *)(base + model->kv_k_scale_offset),
     .v_scales = (const float *)(const void *)(base + model->kv_v_scale_offset),
     .block_stride = model->kv_block_stride,
-    .scratch = model->lanes[lane->index].work,
+    .scratch = work,
   };
   model->kernels->attention(&args);
 }
 
-/* Rows over the lanes while there are enough; else heads, and the int8 form of a row waits for all of its heads. */
-int duet_op_attention(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  duet_model *model = step->model;
-  const duet_slot_state *output = &model->slots[op->op.output];
-  const uint32_t rows = step->batch->row_count;
-  const uint32_t lanes = lane->team_lane_count;
-  const int is_by_rows = lanes == 1 || rows >= 4 * lanes;
+uint32_t duet_count_attention(duet_step *step, const duet_phase *phase, uint32_t die) {
+  (void)phase;
+  const duet_shape *shape = &step->model->shape;
+  const uint32_t kv_heads = shape->kv_heads[die], rows = step->batch->row_count;
+  if (kv_heads == 0) return 0;
+  uint64_t keys = 0;
+  for (uint32_t row = 0; row < rows; row++) keys += (uint64_t)step->batch->positions[row] + 1;
+  const uint64_t row_ns = keys * 4 * shape->head_dim * (shape->query_heads[die] / kv_heads) / rows / FLOAT_OPS_PER_NS;
+  return duet_deal_units(step, die, rows * kv_heads, row_ns + ITEM_OVERHEAD_NS);
+}
+
+int duet_run_attention(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
+  const duet_op_state *rope = phase->first->op.code == DUET_OP_ROPE_AND_STORE && step->has_lone_rows ? phase->first : NULL;
+  const uint32_t kv_heads = step->model->shape.kv_heads[die];
   int is_bad = 0;
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    const uint32_t kv_heads = model->shape.kv_heads[die];
-    if (is_by_rows) {
-      /* Later rows of a prefill see more keys: deal them out in turn. */
-      for (uint32_t row = lane->team_lane; row < rows; row += lanes) {
-        for (uint32_t head = 0; head < kv_heads; head++) attend(step, op, lane, die, row, head);
-        is_bad |= duet_slot_quantise(model, output, die, row, row + 1);
-      }
-    } else {
-      for (uint32_t item = lane->team_lane; item < rows * kv_heads; item += lanes) attend(step, op, lane, die, item / kv_heads, item % kv_heads);
-    }
-  }
-  if (is_by_rows || !output->slot.is_quantised) return is_bad;
-  duet_barrier_team(lane);
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    uint32_t begin, end;
-    duet_share(rows, lane->team_lane, lanes, &begin, &end);
-    is_bad |= duet_slot_quantise(model, output, die, begin, end);
+  for (uint32_t item = begin; item < end; item++) {
+    const uint32_t row = item / kv_heads, head = item % kv_heads;
+    if (rope != NULL) is_bad |= rope_head(step, rope, die, row, head);
+    attend(step, phase->last, die, row, head, scratch->work);
   }
   return is_bad;
 }

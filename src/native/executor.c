@@ -1,16 +1,19 @@
-/* Runs a Program over a Batch: one call per step, every lane walks the op list, barriers where the Program needs them.
+/* Runs a Program over a Batch: one call per step. It checks the Batch, hands the phases to the lanes, and keeps the step's account.
  *
- * Lanes of a team share their die's rowTiles; ops that are computed once (embed, rmsNorm, exchangeAdd, route) share rows over
- * all lanes. Nothing is locked; results do not depend on who computes what (docs/arithmetic.md: row independence).
+ * A phase's work on a stream is cut into units (rowTiles, rows, heads), dealt in items that are worth a hand-off. Nothing is locked;
+ * results do not depend on who computes what (docs/arithmetic.md: row independence).
  */
 #include "duet-math.h"
 #include "internal.h"
 
 #include <string.h>
 
-#pragma weak duet_op_rope_and_store_avx2
-
 #define INVALID(...) return duet_fail(DUET_STATUS_INVALID, __VA_ARGS__)
+#define ITEM_NS 2000u             /* smaller items cost more in hand-offs than they save in waiting */
+#define WEIGHT_BYTES_PER_NS 40u
+#define OPS_PER_NS 300u
+#define BLOCK_BYTES (320u * 1024u) /* activations, or weights, of a block in the second-level cache */
+#define BLOCK_ROWS 8u
 
 /* ---- checking a Batch -------------------------------------------------------------------------------------------- */
 
@@ -62,140 +65,88 @@ static int32_t check_batch(const duet_model *model, const duet_batch *batch) {
   return check_sequences(model, batch);
 }
 
-/* ---- ops that are computed once ---------------------------------------------------------------------------------- */
+/* ---- cutting work ------------------------------------------------------------------------------------------------ */
 
-void duet_embed_row(const duet_weight *weight, uint32_t row, float *out) {
-  const uint8_t *tile = weight->data + (size_t)(row / DUET_TILE_ROWS) * weight->tile_bytes;
-  const uint32_t r = row % DUET_TILE_ROWS;
-  if (weight->quant_type == DUET_QUANT_F32) {
-    for (uint32_t k = 0; k < weight->columns; k++) memcpy(&out[k], tile + ((size_t)k * DUET_TILE_ROWS + r) * 4, 4);
+uint64_t duet_tile_ns(size_t tile_bytes, uint32_t columns, uint32_t row_count) {
+  return tile_bytes / WEIGHT_BYTES_PER_NS + (uint64_t)row_count * columns * (2 * DUET_TILE_ROWS) / OPS_PER_NS;
+}
+
+uint32_t duet_deal_units(duet_step *step, uint32_t stream, uint32_t unit_count, uint64_t unit_ns) {
+  duet_deal *deal = &step->deals[stream];
+  const uint64_t per_item = unit_ns == 0 ? unit_count : duet_ceil_div(ITEM_NS, (uint32_t)(unit_ns > ITEM_NS ? ITEM_NS : unit_ns));
+  deal->unit_count = unit_count;
+  deal->units_per_item = duet_max_u32(1, duet_min_u32(unit_count, (uint32_t)per_item));
+  deal->first_item = 0;
+  return duet_ceil_div(unit_count, deal->units_per_item);
+}
+
+void duet_matmul_blocked(const duet_kernel_table *kernels, uint32_t quant_type, const duet_matmul_args *args) {
+  const size_t row_bytes = args->column_count * (duet_is_integer(quant_type) ? sizeof(int8_t) : sizeof(float));
+  const uint32_t rows_max = duet_max_u32(1, (uint32_t)(BLOCK_BYTES / row_bytes / BLOCK_ROWS)) * BLOCK_ROWS;
+  if (args->row_count <= rows_max) {
+    kernels->matmul[quant_type](args);
     return;
   }
-  uint16_t half;
-  if (weight->quant_type == DUET_QUANT_F16) {
-    for (uint32_t k = 0; k < weight->columns; k++) {
-      memcpy(&half, tile + ((size_t)k * DUET_TILE_ROWS + r) * 2, 2);
-      out[k] = duet_f16_to_f32(half);
+  const uint32_t tiles_max = duet_max_u32(1, (uint32_t)(BLOCK_BYTES / args->tile_bytes));
+  for (uint32_t tile = 0; tile < args->tile_count; tile += tiles_max) {
+    for (uint32_t row = 0; row < args->row_count; row += rows_max) {
+      duet_matmul_args block = *args;
+      block.tiles += tile * args->tile_step * args->tile_bytes;
+      block.tile_count = duet_min_u32(tiles_max, args->tile_count - tile);
+      block.row_count = duet_min_u32(rows_max, args->row_count - row);
+      if (block.bias != NULL) block.bias += (size_t)tile * DUET_TILE_ROWS;
+      block.out += row * args->out_stride + (size_t)tile * DUET_TILE_ROWS;
+      if (args->row_index != NULL) {
+        block.row_index += row;
+      } else if (duet_is_integer(quant_type)) {
+        block.qx.q += row * args->qx.stride;
+        block.qx.scales += row * (args->qx.stride / DUET_QUANT_BLOCK);
+        block.qx.sums += row * (args->qx.stride / DUET_QUANT_BLOCK);
+      } else {
+        block.x += row * args->x_stride;
+      }
+      kernels->matmul[quant_type](&block);
     }
-    return;
   }
-  const int is_q4 = weight->quant_type == DUET_QUANT_Q4;
-  const size_t pair_bytes = is_q4 ? 576 : 1088;
-  for (uint32_t k = 0; k < weight->columns; k++) {
-    uint32_t block = k / DUET_QUANT_BLOCK, i = k % DUET_QUANT_BLOCK;
-    const uint8_t *pair = tile + (block / 2) * pair_bytes;
-    memcpy(&half, pair + (block % 2) * 32 + r * 2, 2);
-    int32_t value;
-    if (is_q4) {
-      uint8_t byte = pair[64 + (block % 2) * 256 + (i / 8) * 64 + r * 4 + i % 4];
-      value = (i % 8 < 4 ? byte & 15 : byte >> 4) - 8;
-    } else {
-      value = (int32_t)pair[64 + (block % 2) * 512 + (i / 4) * 64 + r * 4 + i % 4] - 128;
-    }
-    out[k] = (float)value * duet_f16_to_f32(half);
-  }
-}
-
-int duet_slot_quantise(const duet_model *model, const duet_slot_state *slot, uint32_t die, uint32_t begin, uint32_t end) {
-  if (!slot->slot.is_quantised) return 0;
-  const uint32_t columns = slot->slot.columns[slot->slot.is_per_die ? die : 0];
-  const size_t stride = slot->stride[die];
-  int is_bad = 0;
-  for (uint32_t row = begin; row < end; row++) {
-    size_t block = row * (stride / DUET_QUANT_BLOCK);
-    is_bad |= model->kernels->quantise_row(slot->values[die] + row * stride, columns, (uint32_t)stride, slot->q[die] + row * stride,
-                                           slot->scales[die] + block, slot->sums[die] + block);
-  }
-  return is_bad;
-}
-
-static int op_embed(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  duet_model *model = step->model;
-  const duet_slot_state *output = &model->slots[op->op.output];
-  uint32_t begin, end;
-  duet_share(step->batch->row_count, lane->index, lane->lane_count, &begin, &end);
-  for (uint32_t row = begin; row < end; row++) {
-    uint32_t token = (uint32_t)step->batch->token_ids[row];
-    uint32_t first_rows = op->weight[0]->rows;
-    float *out = output->values[0] + row * output->stride[0];
-    if (token < first_rows) duet_embed_row(op->weight[0], token, out);
-    else duet_embed_row(op->weight[1], token - first_rows, out);
-  }
-  return duet_slot_quantise(model, output, 0, begin, end);
-}
-
-static int op_rms_norm(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  duet_model *model = step->model;
-  const duet_slot_state *input = &model->slots[op->op.input];
-  const duet_slot_state *output = &model->slots[op->op.output];
-  const float *weight = (const float *)(const void *)op->weight[0]->data;
-  const int is_gathered = (op->op.flags & DUET_OP_FLAG_LOGIT_ROWS) != 0;
-  uint32_t begin, end;
-  duet_share(is_gathered ? step->batch->logit_row_count : step->batch->row_count, lane->index, lane->lane_count, &begin, &end);
-  for (uint32_t row = begin; row < end; row++) {
-    size_t from = is_gathered ? (size_t)step->batch->logit_rows[row] : row;
-    model->kernels->rms_norm_row(input->values[0] + from * input->stride[0], weight, input->slot.columns[0], model->shape.rms_norm_eps,
-                                 output->values[0] + row * output->stride[0]);
-  }
-  return duet_slot_quantise(model, output, 0, begin, end);
-}
-
-static int op_exchange_add(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  duet_model *model = step->model;
-  const duet_slot_state *input = &model->slots[op->op.input];
-  const duet_slot_state *output = &model->slots[op->op.output];
-  uint32_t begin, end;
-  duet_share(step->batch->row_count, lane->index, lane->lane_count, &begin, &end);
-  for (uint32_t row = begin; row < end; row++) {
-    model->kernels->exchange_add_row(output->values[0] + row * output->stride[0], input->values[0] + row * input->stride[0],
-                                     input->values[1] + row * input->stride[1], output->slot.columns[0]);
-  }
-  return duet_slot_quantise(model, output, 0, begin, end);
 }
 
 /* ---- matrices ---------------------------------------------------------------------------------------------------- */
 
-static int op_matmul(duet_step *step, const duet_op_state *op, duet_lane *lane) {
+static uint32_t count_matmul(duet_step *step, const duet_phase *phase, uint32_t die) {
+  const duet_op_state *op = phase->first;
+  const duet_weight *weight = op->weight[die];
+  const uint32_t rows = duet_step_rows(step, op);
+  if (rows == 0) return 0;
+  if (weight == NULL) return op->op.code == DUET_OP_LOGITS ? 0 : duet_deal_units(step, die, 1, 0); /* zeros */
+  return duet_deal_units(step, die, duet_ceil_div(weight->rows, DUET_TILE_ROWS), duet_tile_ns(weight->tile_bytes, weight->padded_columns, rows));
+}
+
+static int run_matmul(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
+  (void)scratch;
   duet_model *model = step->model;
-  const duet_slot_state *input = &model->slots[op->op.input];
-  const duet_slot_state *output = &model->slots[op->op.output];
-  const uint32_t rows = step->batch->row_count;
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    const duet_weight *weight = op->weight[die];
-    if (weight == NULL) {
-      uint32_t begin, end;
-      duet_share(rows, lane->team_lane, lane->team_lane_count, &begin, &end);
-      memset(output->values[die] + begin * output->stride[die], 0, (size_t)(end - begin) * output->stride[die] * sizeof(float));
-      continue;
-    }
-    uint32_t begin, end;
-    duet_share(duet_ceil_div(weight->rows, DUET_TILE_ROWS), lane->team_lane, lane->team_lane_count, &begin, &end);
-    if (begin == end) continue;
-    duet_matmul_args args = {
-      .tiles = weight->data + begin * weight->tile_bytes,
-      .tile_bytes = weight->tile_bytes,
-      .tile_step = 1,
-      .tile_count = end - begin,
-      .column_count = weight->padded_columns,
-      .x = input->values[die],
-      .x_stride = input->stride[die],
-      .qx = duet_slot_quantised(input, die),
-      .row_count = rows,
-      .bias = op->bias[die] == NULL ? NULL : op->bias[die] + (size_t)begin * DUET_TILE_ROWS,
-      .out = output->values[die] + (size_t)begin * DUET_TILE_ROWS,
-      .out_stride = output->stride[die],
-    };
-    model->kernels->matmul[weight->quant_type](&args);
+  const duet_op_state *op = phase->first;
+  const duet_slot_state *input = &model->slots[op->op.input], *output = &model->slots[op->op.output];
+  const duet_weight *weight = op->weight[die];
+  if (weight == NULL) {
+    memset(output->values[die], 0, step->batch->row_count * output->stride[die] * sizeof(float));
+    return 0;
   }
-  if (!output->slot.is_quantised) return 0;
-  duet_barrier_team(lane);
-  int is_bad = 0;
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    uint32_t begin, end;
-    duet_share(rows, lane->team_lane, lane->team_lane_count, &begin, &end);
-    is_bad |= duet_slot_quantise(model, output, die, begin, end);
-  }
-  return is_bad;
+  duet_matmul_args args = {
+    .tiles = weight->data + begin * weight->tile_bytes,
+    .tile_bytes = weight->tile_bytes,
+    .tile_step = 1,
+    .tile_count = end - begin,
+    .column_count = weight->padded_columns,
+    .x = input->values[die],
+    .x_stride = input->stride[die],
+    .qx = duet_slot_quantised(input, die),
+    .row_count = step->batch->row_count,
+    .bias = op->bias[die] == NULL ? NULL : op->bias[die] + (size_t)begin * DUET_TILE_ROWS,
+    .out = output->values[die] + (size_t)begin * DUET_TILE_ROWS,
+    .out_stride = output->stride[die],
+  };
+  duet_matmul_blocked(model->kernels, weight->quant_type, &args);
+  return 0;
 }
 
 static int has_not_finite(const float *x, size_t n) {
@@ -204,88 +155,92 @@ static int has_not_finite(const float *x, size_t n) {
   return bad != 0;
 }
 
-static int op_logits(duet_step *step, const duet_op_state *op, duet_lane *lane) {
+static int run_logits(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
+  (void)scratch;
   duet_model *model = step->model;
+  const duet_op_state *op = phase->first;
   const duet_slot_state *input = &model->slots[op->op.input];
+  const duet_weight *weight = op->weight[die];
   const uint32_t rows = step->batch->logit_row_count;
+  float *out = model->logits + (die == 0 ? 0 : model->shape.vocabulary_rows[0]) + (size_t)begin * DUET_TILE_ROWS;
+  duet_matmul_args args = {
+    .tiles = weight->data + begin * weight->tile_bytes,
+    .tile_bytes = weight->tile_bytes,
+    .tile_step = 1,
+    .tile_count = end - begin,
+    .column_count = weight->padded_columns,
+    .x = input->values[0],
+    .x_stride = input->stride[0],
+    .qx = duet_slot_quantised(input, 0),
+    .row_index = op->op.flags & DUET_OP_FLAG_LOGIT_ROWS ? (const uint32_t *)step->batch->logit_rows : NULL,
+    .row_count = rows,
+    .out = out,
+    .out_stride = model->logit_stride,
+  };
+  duet_matmul_blocked(model->kernels, weight->quant_type, &args);
   int is_bad = 0;
-  if (rows == 0) return 0;
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    const duet_weight *weight = op->weight[die];
-    if (weight == NULL) continue;
-    uint32_t begin, end;
-    duet_share(duet_ceil_div(weight->rows, DUET_TILE_ROWS), lane->team_lane, lane->team_lane_count, &begin, &end);
-    if (begin == end) continue;
-    float *out = model->logits + (die == 0 ? 0 : model->shape.vocabulary_rows[0]) + (size_t)begin * DUET_TILE_ROWS;
-    duet_matmul_args args = {
-      .tiles = weight->data + begin * weight->tile_bytes,
-      .tile_bytes = weight->tile_bytes,
-      .tile_step = 1,
-      .tile_count = end - begin,
-      .column_count = weight->padded_columns,
-      .x = input->values[0],
-      .x_stride = input->stride[0],
-      .qx = duet_slot_quantised(input, 0),
-      .row_index = op->op.flags & DUET_OP_FLAG_LOGIT_ROWS ? (const uint32_t *)step->batch->logit_rows : NULL,
-      .row_count = rows,
-      .out = out,
-      .out_stride = model->logit_stride,
-    };
-    model->kernels->matmul[weight->quant_type](&args);
-    for (uint32_t row = 0; row < rows; row++)
-      is_bad |= has_not_finite(out + (size_t)row * model->logit_stride, (size_t)(end - begin) * DUET_TILE_ROWS);
-  }
+  for (uint32_t row = 0; row < rows; row++) is_bad |= has_not_finite(out + (size_t)row * model->logit_stride, (size_t)(end - begin) * DUET_TILE_ROWS);
   return is_bad;
+}
+
+/* ---- the int8 form of a die's slot ------------------------------------------------------------------------------- */
+
+static uint32_t count_quantise(duet_step *step, const duet_phase *phase, uint32_t die) {
+  const duet_slot_state *output = &step->model->slots[phase->last->op.output];
+  return duet_deal_units(step, die, step->batch->row_count, output->stride[die] / 8);
+}
+
+static int run_quantise(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
+  (void)scratch;
+  return duet_slot_quantise(step->model, &step->model->slots[phase->last->op.output], die, begin, end);
 }
 
 /* ---- the step ---------------------------------------------------------------------------------------------------- */
 
-/* Lane 0 decides in front of a barrier, and names the op: a lane that is still on its way from an earlier barrier cannot leave
- * before the others do. */
-static void poll(duet_step *step, uint32_t op_index) {
-  int32_t status = DUET_STATUS_OK;
-  if (step->batch->abort_word != NULL && __atomic_load_n(step->batch->abort_word, __ATOMIC_ACQUIRE) != 0) status = DUET_STATUS_CANCELLED;
-  else if (duet_slab_fault_count(step->model->slab) != 0) status = DUET_STATUS_MAPPING_LOST;
-  if (status == DUET_STATUS_OK) return;
-  step->stop_status = status;
-  atomic_store_explicit(&step->stop_before_op, op_index, memory_order_relaxed);
-}
+static const struct {
+  duet_phase_count *count;
+  duet_phase_run *run;
+} phase_kinds[] = {
+  [DUET_PHASE_ROWS] = {duet_count_rows, duet_run_rows},
+  [DUET_PHASE_ROUTER] = {duet_count_router, duet_run_router},
+  [DUET_PHASE_MATMUL] = {count_matmul, run_matmul},
+  [DUET_PHASE_ROPE] = {duet_count_rope, duet_run_rope},
+  [DUET_PHASE_ATTENTION] = {duet_count_attention, duet_run_attention},
+  [DUET_PHASE_GATE_UP] = {duet_count_gate_up, duet_run_gate_up},
+  [DUET_PHASE_DOWN] = {duet_count_down, duet_run_down},
+  [DUET_PHASE_QUANTISE] = {count_quantise, run_quantise},
+  [DUET_PHASE_LOGITS] = {count_matmul, run_logits},
+};
 
-static int run_op(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  switch (op->op.code) {
-    case DUET_OP_EMBED: return op_embed(step, op, lane);
-    case DUET_OP_RMS_NORM: return op_rms_norm(step, op, lane);
-    case DUET_OP_MATMUL: return op_matmul(step, op, lane);
-    case DUET_OP_ROPE_AND_STORE:
-      /* Every vector table of x86 implies AVX2 and FMA. */
-      if (duet_op_rope_and_store_avx2 != NULL && step->model->kernels->isa != DUET_ISA_PLAIN) return duet_op_rope_and_store_avx2(step, op, lane);
-      return duet_op_rope_and_store(step, op, lane);
-    case DUET_OP_ATTENTION: return duet_op_attention(step, op, lane);
-    case DUET_OP_EXCHANGE_ADD: return op_exchange_add(step, op, lane);
-    case DUET_OP_ROUTE: return duet_op_route(step, op, lane);
-    case DUET_OP_FFN: return duet_op_ffn(step, op, lane);
-    case DUET_OP_EXPERT_FFN: return duet_op_expert_ffn(step, op, lane);
-    default: return op_logits(step, op, lane);
-  }
-}
-
-static void run_lane(void *context, duet_lane *lane) {
+static uint32_t count_items(void *context, uint32_t index, uint32_t stream) {
   duet_step *step = context;
-  duet_model *model = step->model;
-  int is_bad = 0;
-  if (model->has_attention) duet_rope_tables(step, lane);
-  for (uint32_t i = 0; i < model->op_count; i++) {
-    const duet_op_state *op = &model->ops[i];
-    if (op->sync == DUET_SYNC_TEAM) {
-      duet_barrier_team(lane);
-    } else if (op->sync == DUET_SYNC_GLOBAL) {
-      if (lane->index == 0) poll(step, i);
-      duet_barrier_global(lane);
-      if (atomic_load_explicit(&step->stop_before_op, memory_order_relaxed) <= i) break;
-    }
-    is_bad |= run_op(step, op, lane);
+  const duet_phase *phase = &step->model->phases[index];
+  if (!phase->is_shared) return phase_kinds[phase->kind].count(step, phase, stream);
+  /* Half of the items each; stream 0 was asked first. */
+  if (stream == 0) {
+    step->shared_item_count = phase_kinds[phase->kind].count(step, phase, 0);
+    step->deals[1] = step->deals[0];
+    step->deals[1].first_item = duet_ceil_div(step->shared_item_count, 2);
+    return step->deals[1].first_item;
   }
-  model->lanes[lane->index].is_not_finite = is_bad;
+  return step->shared_item_count - step->deals[1].first_item;
+}
+
+static void run_items(void *context, uint32_t index, uint32_t stream, uint32_t begin, uint32_t end, duet_lane *lane) {
+  duet_step *step = context;
+  const duet_phase *phase = &step->model->phases[index];
+  const duet_deal deal = step->deals[stream];
+  duet_lane_scratch *scratch = &step->model->lanes[lane->index];
+  const uint32_t first = (deal.first_item + begin) * deal.units_per_item;
+  const uint32_t last = duet_min_u32((deal.first_item + end) * deal.units_per_item, deal.unit_count);
+  scratch->is_not_finite |= phase_kinds[phase->kind].run(step, phase, phase->is_shared ? 0 : stream, first, last, scratch);
+}
+
+static int goes_on(void *context) {
+  duet_step *step = context;
+  if (step->batch->abort_word != NULL && __atomic_load_n(step->batch->abort_word, __ATOMIC_ACQUIRE) != 0) step->stop_status = DUET_STATUS_CANCELLED;
+  else if (duet_slab_fault_count(step->model->slab) != 0) step->stop_status = DUET_STATUS_MAPPING_LOST;
+  return step->stop_status == DUET_STATUS_OK;
 }
 
 static void fill_stats(const duet_step *step, duet_step_stats *stats) {
@@ -305,21 +260,32 @@ static void fill_stats(const duet_step *step, duet_step_stats *stats) {
   stats->expert_layers = step->expert_layers;
 }
 
+static uint32_t has_lone_rows(const duet_batch *batch) {
+  for (uint32_t row = 1; row < batch->row_count; row++) {
+    if (batch->sequence_index[row] == batch->sequence_index[row - 1]) return 0;
+  }
+  return 1;
+}
+
 int32_t duet_model_run(duet_model *model, const duet_batch *batch, duet_step_stats *stats) {
   if (model == NULL || batch == NULL) INVALID("duet_model_run: model or batch is null");
   int32_t status = check_batch(model, batch);
   if (status != DUET_STATUS_OK) return status;
   model->logit_row_count = 0;
-  /* A Program without a barrier has no other place to ask. */
-  if (batch->abort_word != NULL && __atomic_load_n(batch->abort_word, __ATOMIC_ACQUIRE) != 0)
-    return duet_fail(DUET_STATUS_CANCELLED, "the abort word was set");
-  duet_step step = {.model = model, .batch = batch};
-  atomic_init(&step.stop_before_op, UINT32_MAX);
-  duet_device_run(model->device, run_lane, &step);
+  duet_step step = {.model = model, .batch = batch, .has_lone_rows = has_lone_rows(batch)};
+  const uint32_t lane_count = duet_device_lane_count(model->device);
+  for (uint32_t i = 0; i < lane_count; i++) model->lanes[i].is_not_finite = 0;
+  const duet_phases phases = {model->phase_count, model->phase_joins, &step, count_items, run_items, goes_on};
+  if (model->has_attention && model->ops[0].op.code != DUET_OP_EMBED) { /* else embed's phase makes them */
+    uint64_t saved = duet_fp_enter();
+    duet_rope_tables(&step, 0, batch->row_count);
+    duet_fp_leave(saved);
+  }
+  duet_device_run(model->device, &phases);
   if (step.stop_status == DUET_STATUS_CANCELLED) return duet_fail(DUET_STATUS_CANCELLED, "the abort word was set");
   if (duet_slab_fault_count(model->slab) != 0)
     return duet_fail(DUET_STATUS_MAPPING_LOST, "the mapped file shrank; zero pages stand in for what was lost");
-  for (uint32_t i = 0; i < duet_device_lane_count(model->device); i++) {
+  for (uint32_t i = 0; i < lane_count; i++) {
     if (model->lanes[i].is_not_finite)
       return duet_fail(DUET_STATUS_NOT_FINITE, "a NaN or infinity reached a quantiser, the KV cache or the logits");
   }

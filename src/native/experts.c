@@ -1,8 +1,8 @@
-/* Feed-forward: the router, the shared experts (or a dense FFN), and the routed experts (docs/arithmetic.md, rules 6 and 7).
+/* Feed-forward: the shared experts (or a dense FFN) and the routed experts (docs/arithmetic.md, rule 7).
  *
- * gate-up is split over a team by units of two rowTile pairs: 32 intermediate columns, one quantBlock, so that a lane makes the
- * int8 form of what it computed without waiting. down is split by output rowTiles, so that a lane adds a row's experts in
- * ascending id without waiting. Between the two stands the only barrier. Each distinct expert is read once per step.
+ * gate-up is cut into units of two rowTile pairs: 32 intermediate columns, one quantBlock, so that whoever computes them also makes
+ * their int8 form. down is cut by output rowTiles, so that whoever has one adds a row's experts in ascending id. Each distinct
+ * expert is read once per step, its rows gathered.
  */
 #include "internal.h"
 
@@ -10,93 +10,13 @@
 
 #define UNIT_COLUMNS DUET_QUANT_BLOCK
 #define UNIT_TILES 4u /* g u g u */
+#define ROWS_BLOCK 64u            /* rows that a run of units is computed for at once: the activations of such a run stay in the cache */
+#define RUN_BYTES (384u * 1024u)  /* weights of a run, when it is used for more rows than a block */
 
 static inline duet_quantised_rows act_quantised(const duet_act_rows *act, size_t first_row) {
   duet_quantised_rows rows = {act->q + first_row * act->stride, act->scales + first_row * (act->stride / DUET_QUANT_BLOCK),
                               act->sums + first_row * (act->stride / DUET_QUANT_BLOCK), act->stride};
   return rows;
-}
-
-/* ---- the router -------------------------------------------------------------------------------------------------- */
-
-/* Keeps the `active` largest logits of a group, ties to the lower id, ids ascending. */
-static void choose(const float *logits, uint32_t first, uint32_t n, uint32_t active, uint32_t *ids) {
-  uint32_t kept = 0;
-  for (uint32_t id = first; id < first + n; id++) {
-    uint32_t at;
-    if (kept < active) {
-      at = kept++;
-    } else {
-      /* The weakest kept one: smallest logit, the highest id among equals. */
-      at = 0;
-      for (uint32_t i = 1; i < kept; i++) at = logits[ids[i]] <= logits[ids[at]] ? i : at;
-      if (!(logits[id] > logits[ids[at]])) continue;
-      for (; at + 1 < kept; at++) ids[at] = ids[at + 1];
-      at = kept - 1;
-    }
-    ids[at] = id;
-  }
-}
-
-static void route_row(duet_model *model, const duet_op_state *op, float *logits, uint32_t *ids, float *weights) {
-  const duet_shape *shape = &model->shape;
-  const uint32_t total = model->expert_total, active = model->active_total;
-  for (uint32_t group = 0; group < shape->expert_group_count; group++)
-    choose(logits, group * shape->experts_per_group, shape->experts_per_group, shape->active_per_group, ids + group * shape->active_per_group);
-  float max = model->kernels->max_row(logits, total);
-  float sum = model->kernels->exp_sum_row(logits, total, max, logits);
-  float kept_sum = 0;
-  for (uint32_t i = 0; i < active; i++) {
-    weights[i] = logits[ids[i]] / sum;
-    kept_sum = kept_sum + weights[i];
-  }
-  const float *router_scale = op->weight_2[0] == NULL ? NULL : (const float *)(const void *)op->weight_2[0]->data;
-  for (uint32_t i = 0; i < active; i++) {
-    if (op->op.flags & DUET_OP_FLAG_RENORMALISE) weights[i] = weights[i] / kept_sum;
-    if (router_scale != NULL) weights[i] = weights[i] * router_scale[ids[i]];
-  }
-}
-
-int duet_op_route(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  duet_model *model = step->model;
-  const duet_weight *router = op->weight[0];
-  const duet_slot_state *input = &model->slots[op->op.input];
-  uint32_t begin, end, tile_begin = 0, tile_end = duet_ceil_div(router->rows, DUET_TILE_ROWS);
-  duet_share(step->batch->row_count, lane->index, lane->lane_count, &begin, &end);
-  uint32_t row_begin = begin, row_end = end;
-  if (op->is_tile_split) {
-    duet_share(tile_end, lane->index, lane->lane_count, &tile_begin, &tile_end);
-    row_begin = 0;
-    row_end = step->batch->row_count;
-  }
-  if (row_begin < row_end && tile_begin < tile_end) {
-    duet_quantised_rows qx = duet_slot_quantised(input, 0);
-    if (input->slot.is_quantised) {
-      qx.q += row_begin * qx.stride;
-      qx.scales += row_begin * (qx.stride / DUET_QUANT_BLOCK);
-      qx.sums += row_begin * (qx.stride / DUET_QUANT_BLOCK);
-    }
-    duet_matmul_args args = {
-      .tiles = router->data + tile_begin * router->tile_bytes,
-      .tile_bytes = router->tile_bytes,
-      .tile_step = 1,
-      .tile_count = tile_end - tile_begin,
-      .column_count = router->padded_columns,
-      .x = input->values[0] + row_begin * input->stride[0],
-      .x_stride = input->stride[0],
-      .qx = qx,
-      .row_count = row_end - row_begin,
-      .out = model->router_logits + row_begin * model->router_stride + (size_t)tile_begin * DUET_TILE_ROWS,
-      .out_stride = model->router_stride,
-    };
-    model->kernels->matmul[router->quant_type](&args);
-  }
-  if (op->is_tile_split) duet_barrier_global(lane);
-  for (uint32_t row = begin; row < end; row++) {
-    size_t first = (size_t)row * model->active_total;
-    route_row(model, op, model->router_logits + row * model->router_stride, model->routed_ids + first, model->routed_weights + first);
-  }
-  return 0;
 }
 
 /* ---- gate-up and down -------------------------------------------------------------------------------------------- */
@@ -119,47 +39,57 @@ static int gate_up(duet_model *model, const ffn_weights *w, const duet_slot_stat
   const duet_kernel_table *kernels = model->kernels;
   const int is_quantised = duet_is_integer(w->down_quant_type);
   const uint32_t tile_total = 2 * duet_ceil_div(w->dim, DUET_TILE_ROWS);
+  const uint32_t block_max = duet_min_u32(row_count, ROWS_BLOCK);
   /* A row of the work buffer: a run of units of gate-up, and in front of int8 the run's activations. */
   const size_t unit_floats = (size_t)UNIT_TILES * DUET_TILE_ROWS + UNIT_COLUMNS;
-  const uint32_t run_max = duet_max_u32(1, (uint32_t)(model->work_floats / (unit_floats * row_count)));
+  uint32_t run_max = (uint32_t)(model->work_floats / (unit_floats * block_max));
+  if (row_count > block_max) run_max = duet_min_u32(run_max, (uint32_t)(RUN_BYTES / (UNIT_TILES * w->gate_up_tile_bytes)));
+  run_max = duet_max_u32(1, run_max);
   int is_bad = 0;
-  for (uint32_t unit = begin; unit < end;) {
-    const uint32_t run = duet_min_u32(run_max, end - unit);
+  for (uint32_t unit = begin, run; unit < end; unit += run) {
+    run = duet_min_u32(run_max, end - unit);
     const uint32_t tile = unit * UNIT_TILES;
-    const uint32_t tile_count = duet_min_u32(run * UNIT_TILES, tile_total - tile);
     const size_t gu_stride = (size_t)run * UNIT_TILES * DUET_TILE_ROWS;
-    float *run_act = scratch->work + gu_stride * row_count;
-    duet_matmul_args args = {
-      .tiles = w->gate_up + tile * w->gate_up_tile_bytes,
-      .tile_bytes = w->gate_up_tile_bytes,
-      .tile_step = 1,
-      .tile_count = tile_count,
-      .column_count = w->input_columns,
-      .x = input->values[0],
-      .x_stride = input->stride[0],
-      .qx = duet_slot_quantised(input, 0),
-      .row_index = row_index,
-      .row_count = row_count,
-      .out = scratch->work,
-      .out_stride = gu_stride,
-    };
-    kernels->matmul[w->gate_up_quant_type](&args);
     const uint32_t first_column = unit * UNIT_COLUMNS;
     const uint32_t columns = duet_min_u32(run * UNIT_COLUMNS, w->dim - first_column);
     /* The unit with the last column also clears the padding to 64. */
     const int is_last = first_column + columns == w->dim;
     const uint32_t padded = is_last ? (uint32_t)act->stride - first_column : run * UNIT_COLUMNS;
-    for (uint32_t row = 0; row < row_count; row++) {
-      size_t to = (first_act_row + row) * act->stride + first_column;
-      float *values = is_quantised ? run_act : act->values + to;
-      kernels->swiglu_row(scratch->work + row * gu_stride, columns, values);
-      if (is_quantised) {
-        is_bad |= kernels->quantise_row(values, columns, padded, act->q + to, act->scales + to / DUET_QUANT_BLOCK, act->sums + to / DUET_QUANT_BLOCK);
-      } else if (is_last) {
-        memset(values + columns, 0, (padded - columns) * sizeof *values);
+    for (uint32_t first = 0, rows; first < row_count; first += rows) {
+      rows = duet_min_u32(block_max, row_count - first);
+      float *run_act = scratch->work + gu_stride * rows;
+      duet_matmul_args args = {
+        .tiles = w->gate_up + tile * w->gate_up_tile_bytes,
+        .tile_bytes = w->gate_up_tile_bytes,
+        .tile_step = 1,
+        .tile_count = duet_min_u32(run * UNIT_TILES, tile_total - tile),
+        .column_count = w->input_columns,
+        .x = input->values[0],
+        .x_stride = input->stride[0],
+        .qx = duet_slot_quantised(input, 0),
+        .row_index = row_index == NULL ? NULL : row_index + first,
+        .row_count = rows,
+        .out = scratch->work,
+        .out_stride = gu_stride,
+      };
+      if (row_index == NULL) {
+        args.x += first * args.x_stride;
+        args.qx.q += first * args.qx.stride;
+        args.qx.scales += first * (args.qx.stride / DUET_QUANT_BLOCK);
+        args.qx.sums += first * (args.qx.stride / DUET_QUANT_BLOCK);
+      }
+      kernels->matmul[w->gate_up_quant_type](&args);
+      for (uint32_t row = 0; row < rows; row++) {
+        size_t to = (first_act_row + first + row) * act->stride + first_column;
+        float *values = is_quantised ? run_act : act->values + to;
+        kernels->swiglu_row(scratch->work + row * gu_stride, columns, values);
+        if (is_quantised) {
+          is_bad |= kernels->quantise_row(values, columns, padded, act->q + to, act->scales + to / DUET_QUANT_BLOCK, act->sums + to / DUET_QUANT_BLOCK);
+        } else if (is_last) {
+          memset(values + columns, 0, (padded - columns) * sizeof *values);
+        }
       }
     }
-    unit += run;
   }
   return is_bad;
 }
@@ -179,69 +109,16 @@ static void down(duet_model *model, const ffn_weights *w, const duet_act_rows *a
     .out = out,
     .out_stride = out_stride,
   };
-  model->kernels->matmul[w->down_quant_type](&args);
+  duet_matmul_blocked(model->kernels, w->down_quant_type, &args);
 }
 
-static int quantise_output(duet_step *step, const duet_slot_state *output, duet_lane *lane) {
-  if (!output->slot.is_quantised) return 0;
-  duet_barrier_team(lane);
-  int is_bad = 0;
-  uint32_t begin, end;
-  duet_share(step->batch->row_count, lane->team_lane, lane->team_lane_count, &begin, &end);
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) is_bad |= duet_slot_quantise(step->model, output, die, begin, end);
-  return is_bad;
-}
+/* ---- which rows chose which expert ------------------------------------------------------------------------------- */
 
-/* ---- shared experts or a dense FFN ------------------------------------------------------------------------------- */
-
-int duet_op_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane) {
-  duet_model *model = step->model;
-  const duet_slot_state *input = &model->slots[op->op.input], *output = &model->slots[op->op.output];
-  duet_lane_scratch *scratch = &model->lanes[lane->index];
-  const uint32_t rows = step->batch->row_count;
-  ffn_weights weights[DUET_DIE_COUNT];
-  duet_act_rows act[DUET_DIE_COUNT];
-  int is_bad = 0;
-  uint32_t begin, end;
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    const duet_weight *g = op->weight[die], *d = op->weight_2[die];
-    if (g == NULL) continue;
-    ffn_weights w = {g->data, g->tile_bytes, g->quant_type, g->padded_columns, d->data, d->tile_bytes, d->quant_type, d->columns};
-    weights[die] = w;
-    act[die] = model->ffn_act[die];
-    act[die].stride = d->padded_columns;
-    duet_share(duet_ceil_div(w.dim, UNIT_COLUMNS), lane->team_lane, lane->team_lane_count, &begin, &end);
-    if (begin < end) is_bad |= gate_up(model, &w, input, NULL, rows, begin, end, &act[die], 0, scratch);
-  }
-  duet_barrier_team(lane);
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    duet_share(duet_ceil_div(output->slot.columns[die], DUET_TILE_ROWS), lane->team_lane, lane->team_lane_count, &begin, &end);
-    if (begin == end) continue;
-    float *out = output->values[die] + (size_t)begin * DUET_TILE_ROWS;
-    if (op->weight[die] == NULL) {
-      for (uint32_t row = 0; row < rows; row++) memset(out + row * output->stride[die], 0, (size_t)(end - begin) * DUET_TILE_ROWS * sizeof *out);
-    } else {
-      down(model, &weights[die], &act[die], 0, rows, begin, end - begin, out, output->stride[die]);
-    }
-  }
-  return is_bad | quantise_output(step, output, lane);
-}
-
-/* ---- routed experts ---------------------------------------------------------------------------------------------- */
-
-/* (row, expert) pairs of one die in ascending expert, then row. Every lane makes its own copy: cheaper than waiting. */
-typedef struct pair_list {
-  uint32_t distinct_count;
-  const uint32_t *experts;        /* [distinct_count], ids relative to the die's first */
-  const uint32_t *start;          /* [distinct_count + 1] */
-  const uint32_t *row;
-  const float *weight;
-} pair_list;
-
-static pair_list sort_pairs(const duet_model *model, uint32_t row_count, uint32_t die, duet_lane_scratch *scratch) {
+static void sort_pairs(duet_model *model, uint32_t row_count, uint32_t die) {
+  duet_pair_list *list = &model->pairs[die];
   const uint32_t first = model->shape.expert_first[die], count = model->shape.expert_count[die];
   const uint32_t active = model->active_total;
-  uint32_t *start = scratch->pair_start, *experts = scratch->expert_list;
+  uint32_t *start = list->start, *experts = list->experts;
   uint32_t distinct = 0;
   if (row_count == 1) { /* a kept list is ascending already */
     uint32_t pairs = 0;
@@ -250,12 +127,12 @@ static pair_list sort_pairs(const duet_model *model, uint32_t row_count, uint32_
       if (local >= count) continue;
       experts[pairs] = local;
       start[pairs] = pairs;
-      scratch->pair_row[pairs] = 0;
-      scratch->pair_weight[pairs++] = model->routed_weights[i];
+      list->row[pairs] = 0;
+      list->weight[pairs++] = model->routed_weights[i];
     }
     start[pairs] = pairs;
-    pair_list list = {pairs, experts, start, scratch->pair_row, scratch->pair_weight};
-    return list;
+    list->distinct_count = pairs;
+    return;
   }
   memset(start, 0, ((size_t)count + 1) * sizeof *start);
   const uint32_t entries = row_count * active;
@@ -270,8 +147,8 @@ static pair_list sort_pairs(const duet_model *model, uint32_t row_count, uint32_
       uint32_t local = model->routed_ids[i] - first;
       if (local >= count) continue;
       uint32_t at = start[local]++;
-      scratch->pair_row[at] = row;
-      scratch->pair_weight[at] = model->routed_weights[i];
+      list->row[at] = row;
+      list->weight[at] = model->routed_weights[i];
     }
   }
   uint32_t begin = 0;
@@ -283,8 +160,7 @@ static pair_list sort_pairs(const duet_model *model, uint32_t row_count, uint32_
     begin = end;
   }
   start[distinct] = begin;
-  pair_list list = {distinct, experts, start, scratch->pair_row, scratch->pair_weight};
-  return list;
+  list->distinct_count = distinct;
 }
 
 static ffn_weights expert_weights(const duet_model *model, const duet_op_state *op, uint32_t expert) {
@@ -293,7 +169,7 @@ static ffn_weights expert_weights(const duet_model *model, const duet_op_state *
   return w;
 }
 
-static void count_experts(duet_step *step, const duet_op_state *op, uint32_t die, const pair_list *list) {
+static void count_experts(duet_step *step, const duet_op_state *op, uint32_t die, const duet_pair_list *list) {
   const duet_model *model = step->model;
   uint32_t pairs = list->start[list->distinct_count];
   step->distinct_experts[die] += list->distinct_count;
@@ -304,76 +180,120 @@ static void count_experts(duet_step *step, const duet_op_state *op, uint32_t die
   if (duet_is_integer(e->down_quant_type)) step->expert_integer_ops[die] += per_matrix;
 }
 
-/* This lane's units of every expert's gate-up. A unit costs its weights once and then each of its rows. */
-static int gate_up_share(duet_step *step, const duet_op_state *op, uint32_t die, const pair_list *list, duet_lane *lane) {
+/* ---- phases ------------------------------------------------------------------------------------------------------ */
+
+/* The two halves of a phase: null where there are no shared experts, or no routed ones. */
+static const duet_op_state *shared_op(const duet_phase *phase) { return phase->first->op.code == DUET_OP_FFN ? phase->first : NULL; }
+static const duet_op_state *routed_op(const duet_phase *phase) { return phase->last->op.code == DUET_OP_EXPERT_FFN ? phase->last : NULL; }
+
+static ffn_weights shared_weights(const duet_op_state *op, uint32_t die) {
+  const duet_weight *g = op->weight[die], *d = op->weight_2[die];
+  ffn_weights w = {g->data, g->tile_bytes, g->quant_type, g->padded_columns, d->data, d->tile_bytes, d->quant_type, d->columns};
+  return w;
+}
+
+static duet_act_rows shared_act(const duet_model *model, const duet_op_state *op, uint32_t die) {
+  duet_act_rows act = model->ffn_act[die];
+  act.stride = op->weight_2[die]->padded_columns;
+  return act;
+}
+
+static uint32_t shared_units(const duet_phase *phase, uint32_t die) {
+  const duet_op_state *op = shared_op(phase);
+  return op == NULL || op->weight[die] == NULL ? 0 : duet_ceil_div(op->weight_2[die]->columns, UNIT_COLUMNS);
+}
+
+/* Units of the shared experts, then those of each distinct routed one. */
+uint32_t duet_count_gate_up(duet_step *step, const duet_phase *phase, uint32_t die) {
   duet_model *model = step->model;
-  const duet_slot_state *input = &model->slots[op->op.input];
-  const uint32_t units = duet_ceil_div(model->shape.expert_dim, UNIT_COLUMNS);
-  const uint64_t load_cost = 4;
-  uint64_t total = (uint64_t)list->distinct_count * load_cost + list->start[list->distinct_count];
-  total *= units;
-  const uint64_t from = (total * lane->team_lane + lane->team_lane_count - 1) / lane->team_lane_count;
-  const uint64_t to = (total * (lane->team_lane + 1) + lane->team_lane_count - 1) / lane->team_lane_count;
-  uint64_t at = 0;
+  const duet_op_state *routed = routed_op(phase);
+  uint32_t units = shared_units(phase, die), rows = step->batch->row_count;
+  const duet_weight *weight = units > 0 ? shared_op(phase)->weight[die] : NULL;
+  if (routed != NULL) {
+    sort_pairs(model, step->batch->row_count, die);
+    const duet_pair_list *list = &model->pairs[die];
+    count_experts(step, routed, die, list);
+    if (die == 0) step->expert_layers++;
+    weight = routed->weight[0];
+    rows = list->start[list->distinct_count] / duet_max_u32(1, list->distinct_count);
+    units += list->distinct_count * duet_ceil_div(model->shape.expert_dim, UNIT_COLUMNS);
+  }
+  return units == 0 ? 0 : duet_deal_units(step, die, units, UNIT_TILES * duet_tile_ns(weight->tile_bytes, weight->padded_columns, rows));
+}
+
+int duet_run_gate_up(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
+  duet_model *model = step->model;
+  const duet_slot_state *input = &model->slots[phase->first->op.input];
+  const uint32_t shared = shared_units(phase, die);
   int is_bad = 0;
-  for (uint32_t i = 0; i < list->distinct_count && at < to; i++) {
-    const uint32_t rows = list->start[i + 1] - list->start[i];
-    const uint64_t cost = load_cost + rows; /* of one unit; it belongs to the lane in whose share it begins */
-    uint64_t first = at >= from ? 0 : (from - at + cost - 1) / cost;
-    uint64_t last = (to - at + cost - 1) / cost;
-    at += cost * units;
-    if (last > units) last = units;
-    if (first >= last) continue;
-    ffn_weights w = expert_weights(model, op, model->shape.expert_first[die] + list->experts[i]);
-    is_bad |= gate_up(model, &w, input, list->row + list->start[i], rows, (uint32_t)first, (uint32_t)last, &model->expert_act[die],
-                      list->start[i], &model->lanes[lane->index]);
+  if (begin < shared) {
+    const ffn_weights w = shared_weights(shared_op(phase), die);
+    const duet_act_rows act = shared_act(model, shared_op(phase), die);
+    is_bad |= gate_up(model, &w, input, NULL, step->batch->row_count, begin, duet_min_u32(end, shared), &act, 0, scratch);
+    begin = shared;
+  }
+  if (begin >= end) return is_bad;
+  const duet_pair_list *list = &model->pairs[die];
+  const uint32_t units = duet_ceil_div(model->shape.expert_dim, UNIT_COLUMNS);
+  for (uint32_t i = (begin - shared) / units; shared + i * units < end; i++) {
+    const uint32_t base = shared + i * units, pair = list->start[i];
+    const ffn_weights w = expert_weights(model, routed_op(phase), model->shape.expert_first[die] + list->experts[i]);
+    is_bad |= gate_up(model, &w, input, list->row + pair, list->start[i + 1] - pair, begin > base ? begin - base : 0,
+                      duet_min_u32(end - base, units), &model->expert_act[die], pair, scratch);
   }
   return is_bad;
 }
 
-/* This lane's output rowTiles of every expert's down, added to the partial in ascending id. */
-static void down_share(duet_step *step, const duet_op_state *op, uint32_t die, const pair_list *list, duet_lane *lane) {
+uint32_t duet_count_down(duet_step *step, const duet_phase *phase, uint32_t die) {
+  const duet_model *model = step->model;
+  const duet_op_state *shared = shared_op(phase), *routed = routed_op(phase);
+  uint64_t ns = 0;
+  if (shared != NULL && shared->weight[die] != NULL)
+    ns += duet_tile_ns(shared->weight_2[die]->tile_bytes, shared->weight_2[die]->padded_columns, step->batch->row_count);
+  if (routed != NULL) {
+    const duet_pair_list *list = &model->pairs[die];
+    const uint32_t rows = list->start[list->distinct_count] / duet_max_u32(1, list->distinct_count);
+    ns += list->distinct_count * duet_tile_ns(routed->weight[0]->down_tile_bytes, model->shape.expert_dim, rows);
+  }
+  return duet_deal_units(step, die, duet_ceil_div(model->slots[phase->last->op.output].slot.columns[die], DUET_TILE_ROWS), ns);
+}
+
+/* Output rowTiles [begin, end) of every chosen expert's down, added to the partial in ascending id. */
+static void add_experts(duet_step *step, const duet_op_state *op, uint32_t die, uint32_t begin, uint32_t end, float *work) {
   duet_model *model = step->model;
   const duet_slot_state *output = &model->slots[op->op.output];
-  float *work = model->lanes[lane->index].work;
-  uint32_t begin, end;
-  duet_share(duet_ceil_div(output->slot.columns[die], DUET_TILE_ROWS), lane->team_lane, lane->team_lane_count, &begin, &end);
-  if (begin == end) return;
-  if (!(op->op.flags & DUET_OP_FLAG_ACCUMULATE)) {
-    for (uint32_t row = 0; row < step->batch->row_count; row++)
-      memset(output->values[die] + row * output->stride[die] + (size_t)begin * DUET_TILE_ROWS, 0, (size_t)(end - begin) * DUET_TILE_ROWS * sizeof(float));
-  }
+  const duet_pair_list *list = &model->pairs[die];
   for (uint32_t i = 0; i < list->distinct_count; i++) {
-    const uint32_t first = list->start[i], rows = list->start[i + 1] - first;
-    ffn_weights w = expert_weights(model, op, model->shape.expert_first[die] + list->experts[i]);
-    const uint32_t run_max = duet_max_u32(1, (uint32_t)(model->work_floats / ((size_t)rows * DUET_TILE_ROWS)));
-    for (uint32_t tile = begin; tile < end; tile += run_max) {
-      const uint32_t run = duet_min_u32(run_max, end - tile);
-      const uint32_t floats = run * DUET_TILE_ROWS;
-      down(model, &w, &model->expert_act[die], first, rows, tile, run, work, floats);
-      for (uint32_t row = 0; row < rows; row++) {
-        float *partial = output->values[die] + list->row[first + row] * output->stride[die] + (size_t)tile * DUET_TILE_ROWS;
-        model->kernels->scaled_add_row(partial, work + (size_t)row * floats, list->weight[first + row], floats);
+    const ffn_weights w = expert_weights(model, op, model->shape.expert_first[die] + list->experts[i]);
+    for (uint32_t first = list->start[i], rows; first < list->start[i + 1]; first += rows) {
+      rows = duet_min_u32(list->start[i + 1] - first, ROWS_BLOCK);
+      const uint32_t run_max = (uint32_t)(model->work_floats / ((size_t)rows * DUET_TILE_ROWS));
+      for (uint32_t tile = begin, run; tile < end; tile += run) {
+        run = duet_min_u32(run_max, end - tile);
+        const uint32_t floats = run * DUET_TILE_ROWS;
+        down(model, &w, &model->expert_act[die], first, rows, tile, run, work, floats);
+        for (uint32_t row = 0; row < rows; row++) {
+          float *partial = output->values[die] + list->row[first + row] * output->stride[die] + (size_t)tile * DUET_TILE_ROWS;
+          model->kernels->scaled_add_row(partial, work + (size_t)row * floats, list->weight[first + row], floats);
+        }
       }
     }
   }
 }
 
-int duet_op_expert_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane) {
+int duet_run_down(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
   duet_model *model = step->model;
-  duet_lane_scratch *scratch = &model->lanes[lane->index];
-  int is_bad = 0;
-  /* A lane that runs both dies sorts anew for the second phase: the list is scratch. */
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    pair_list list = sort_pairs(model, step->batch->row_count, die, scratch);
-    if (lane->team_lane == 0) count_experts(step, op, die, &list);
-    is_bad |= gate_up_share(step, op, die, &list, lane);
+  const duet_op_state *shared = shared_op(phase), *routed = routed_op(phase);
+  const duet_slot_state *output = &model->slots[phase->last->op.output];
+  const uint32_t rows = step->batch->row_count;
+  float *out = output->values[die] + (size_t)begin * DUET_TILE_ROWS;
+  if (shared != NULL && shared->weight[die] != NULL) {
+    const ffn_weights w = shared_weights(shared, die);
+    const duet_act_rows act = shared_act(model, shared, die);
+    down(model, &w, &act, 0, rows, begin, end - begin, out, output->stride[die]);
+  } else if (shared != NULL || !(routed->op.flags & DUET_OP_FLAG_ACCUMULATE)) {
+    for (uint32_t row = 0; row < rows; row++) memset(out + row * output->stride[die], 0, (size_t)(end - begin) * DUET_TILE_ROWS * sizeof *out);
   }
-  if (lane->index == 0) step->expert_layers++;
-  duet_barrier_team(lane);
-  for (uint32_t die = lane->die_begin; die < lane->die_end; die++) {
-    pair_list list = sort_pairs(model, step->batch->row_count, die, scratch);
-    down_share(step, op, die, &list, lane);
-  }
-  return is_bad | quantise_output(step, &model->slots[op->op.output], lane);
+  if (routed != NULL) add_experts(step, routed, die, begin, end, scratch->work);
+  return 0;
 }

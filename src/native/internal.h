@@ -19,12 +19,6 @@ static inline uint32_t duet_ceil_div(uint32_t n, uint32_t d) { return n / d + (n
 static inline uint32_t duet_min_u32(uint32_t a, uint32_t b) { return a < b ? a : b; }
 static inline uint32_t duet_max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
 
-/* The part of [0, count) that belongs to `index` of `of`: contiguous, sizes differ by one at most, index 0 never empty. */
-static inline void duet_share(uint32_t count, uint32_t index, uint32_t of, uint32_t *begin, uint32_t *end) {
-  *begin = (uint32_t)(((uint64_t)count * index + of - 1) / of);
-  *end = (uint32_t)(((uint64_t)count * (index + 1) + of - 1) / of);
-}
-
 /* ---- errors and CPU (library.c) ---------------------------------------------------------------------------------- */
 
 /* Leaves the text for duet_last_error of this thread and returns the status. */
@@ -47,23 +41,37 @@ struct duet_slab {
 /* ---- lanes (lanes.c) --------------------------------------------------------------------------------------------- */
 
 typedef struct duet_lane {
-  _Alignas(64) uint32_t index;    /* a cache line each: the senses change at every barrier */
+  _Alignas(64) uint32_t index;
   uint32_t team;
   uint32_t team_lane;             /* index within the team */
   uint32_t team_lane_count;
   uint32_t lane_count;
-  uint32_t die_begin;             /* the dies whose halves this lane's team computes: [begin, end) */
-  uint32_t die_end;
-  uint32_t sense[2];              /* of the global and of the team barrier */
+  uint32_t stream;                /* whose items this lane takes first */
   duet_device *device;
 } duet_lane;
 
+/* Work for all lanes: phases of items on two streams, one per die. A stream's phases follow one another; where joins[phase] is set
+ * (always so for the last), neither stream goes on before both are done. No callback is called for a phase before all items
+ * that it has to wait for are done, and what they wrote is seen by it. */
+typedef struct duet_phases {
+  uint32_t phase_count;
+  const uint8_t *joins;           /* [phase_count] */
+  void *context;
+  /* Items of a phase on a stream; 0 skips it. Called by one lane once per step; behind a join stream 0 is asked first. */
+  uint32_t (*count)(void *context, uint32_t phase, uint32_t stream);
+  /* Does items [begin, end). */
+  void (*run)(void *context, uint32_t phase, uint32_t stream, uint32_t begin, uint32_t end, duet_lane *lane);
+  /* Asked at the start and behind every join; 0 ends the work. */
+  int (*goes_on)(void *context);
+} duet_phases;
+
+/* Runs the phases on all lanes, the caller's as lane 0, and returns when they are done. */
+void duet_device_run(duet_device *device, const duet_phases *phases);
+
 typedef void (*duet_lane_work)(void *context, duet_lane *lane);
 
-/* Runs `work` once on every lane, the caller's as lane 0, and returns when all are done. */
-void duet_device_run(duet_device *device, duet_lane_work work, void *context);
-void duet_barrier_global(duet_lane *lane);
-void duet_barrier_team(duet_lane *lane);
+/* Runs `work` once on every lane and returns when all are done: for what belongs to a lane, as it waits for the slowest. */
+void duet_device_run_each(duet_device *device, duet_lane_work work, void *context);
 uint32_t duet_device_lane_count(const duet_device *device);
 const duet_kernel_table *duet_device_kernels(const duet_device *device);
 
@@ -97,18 +105,34 @@ typedef struct duet_slot_state {
   int32_t *sums[DUET_DIE_COUNT];
 } duet_slot_state;
 
-typedef enum duet_sync { DUET_SYNC_NONE, DUET_SYNC_TEAM, DUET_SYNC_GLOBAL } duet_sync;
-
 typedef struct duet_op_state {
   duet_op op;
-  duet_sync sync;                 /* what must be waited for in front of it */
-  uint32_t is_tile_split;         /* ROUTE: the router's rowTiles are spread over all lanes */
   const duet_weight *weight[DUET_DIE_COUNT];
   const duet_weight *weight_2[DUET_DIE_COUNT];
   const float *bias[DUET_DIE_COUNT];
   uint64_t weight_bytes;          /* read once per step; experts apart */
   uint64_t integer_ops_per_row;
 } duet_op_state;
+
+/* A run of ops, or a part of one, whose items need nothing of each other (phases.c). */
+typedef enum duet_phase_kind {
+  DUET_PHASE_ROWS,                /* ops that are computed once, row by row: first to last */
+  DUET_PHASE_ROUTER,              /* the router's rowTiles, where rows are few */
+  DUET_PHASE_MATMUL,
+  DUET_PHASE_ROPE,
+  DUET_PHASE_ATTENTION,           /* with the rotary embedding in it where no row sees another row of the step */
+  DUET_PHASE_GATE_UP,             /* shared experts (first), routed experts (last); either may be absent */
+  DUET_PHASE_DOWN,
+  DUET_PHASE_QUANTISE,            /* the int8 form of a die's output slot */
+  DUET_PHASE_LOGITS
+} duet_phase_kind;
+
+typedef struct duet_phase {
+  duet_phase_kind kind;
+  uint32_t is_shared;             /* its items are spread over both streams */
+  const duet_op_state *first;
+  const duet_op_state *last;
+} duet_phase;
 
 /* Intermediate activations of a feed-forward on one die, in the form that `down` wants: int8, or float32. */
 typedef struct duet_act_rows {
@@ -126,12 +150,17 @@ typedef struct duet_sample_scratch {
   uint64_t *keys;
 } duet_sample_scratch;
 
+/* (row, expert) pairs of one die in ascending expert, then row. */
+typedef struct duet_pair_list {
+  uint32_t distinct_count;
+  uint32_t *experts;              /* [distinct_count] of the die's, ascending; relative to its first */
+  uint32_t *start;                /* [distinct_count + 1] */
+  uint32_t *row;                  /* [row_max * active] */
+  float *weight;
+} duet_pair_list;
+
 typedef struct duet_lane_scratch {
   float *work;                    /* work_floats of the model */
-  uint32_t *pair_start;           /* [experts of a die + 1]: the pairs of an expert in the sorted order */
-  uint32_t *pair_row;             /* [row_max * active] */
-  float *pair_weight;
-  uint32_t *expert_list;          /* distinct experts of the die, ascending */
   duet_sample_scratch sample;
   int32_t is_not_finite;
   char pad[60];
@@ -150,6 +179,9 @@ struct duet_model {
   uint32_t slot_count;
   duet_op_state *ops;
   uint32_t op_count;
+  duet_phase *phases;
+  uint8_t *phase_joins;
+  uint32_t phase_count;
 
   uint32_t vocabulary_size;
   uint32_t embedding_rows;        /* token ids must be below */
@@ -169,6 +201,7 @@ struct duet_model {
   float *routed_weights;
   duet_act_rows ffn_act[DUET_DIE_COUNT];    /* [row_max] */
   duet_act_rows expert_act[DUET_DIE_COUNT]; /* [row_max * active_total] */
+  duet_pair_list pairs[DUET_DIE_COUNT];     /* of the step's current layer */
   duet_lane_scratch *lanes;
   size_t work_floats;
 
@@ -192,46 +225,72 @@ struct duet_model {
 /* Check one tensor against the slab and one op against tensors, slots and shape (program.c). */
 int32_t duet_program_bind_tensor(const duet_slab *slab, const duet_tensor *tensor, uint32_t index, duet_weight *out);
 int32_t duet_program_bind_op(duet_model *model, uint32_t index, const duet_op *op);
-/* Decides what every op waits for (barriers.c). */
-void duet_program_place_barriers(duet_model *model);
-uint32_t duet_program_slot_max(void);
+/* Turns the ops into phases (phases.c); at most DUET_PHASES_PER_OP each. */
+void duet_program_set_phases(duet_model *model);
+#define DUET_PHASES_PER_OP 3u
+#define DUET_ROUTER_SPLIT_BYTES (256u * 1024u) /* a router from this size on is worth a phase of its own */
 
 /* Reserves zeroed, lazily committed memory; null when there is none. */
 void *duet_memory_reserve(size_t bytes);
 void duet_memory_release(void *memory, size_t bytes);
 
-/* ---- a step (executor.c, experts.c, attend.c, embed.c) ------------------------------------------------------------ */
+/* ---- a step (executor.c, rows.c, experts.c, rope.c, attend.c) ------------------------------------------------------------- */
+
+/* How a phase's work on a stream is cut into items. */
+typedef struct duet_deal {
+  uint32_t unit_count;
+  uint32_t units_per_item;
+  uint32_t first_item;            /* of the stream, where both share one count of units */
+} duet_deal;
 
 typedef struct duet_step {
   duet_model *model;
   const duet_batch *batch;
-  _Atomic uint32_t stop_before_op; /* lanes leave in front of this op; written by lane 0 only, in front of a barrier */
   int32_t stop_status;
-  uint32_t distinct_experts[DUET_DIE_COUNT]; /* counted by lane 0 of each team */
+  uint32_t has_lone_rows;         /* no sequence has two rows: none sees another row of the step */
+  duet_deal deals[DUET_DIE_COUNT];
+  uint32_t shared_item_count;     /* of a shared phase, both streams together */
+  uint32_t distinct_experts[DUET_DIE_COUNT];
   uint32_t expert_layers;
   uint64_t expert_bytes[DUET_DIE_COUNT];
   uint64_t expert_integer_ops[DUET_DIE_COUNT];
 } duet_step;
+
+/* Cuts `unit_count` units of about unit_ns each into items that are worth a hand-off, and returns their count. */
+uint32_t duet_deal_units(duet_step *step, uint32_t stream, uint32_t unit_count, uint64_t unit_ns);
+/* What a rowTile over some rows takes, roughly. */
+uint64_t duet_tile_ns(size_t tile_bytes, uint32_t columns, uint32_t row_count);
+
+/* Every phase kind: the items of a stream, and units [begin, end) of them. run returns non-zero when it met a value that is not
+ * finite. For shared phases the stream is 0. */
+typedef uint32_t duet_phase_count(duet_step *step, const duet_phase *phase, uint32_t stream);
+typedef int duet_phase_run(duet_step *step, const duet_phase *phase, uint32_t stream, uint32_t begin, uint32_t end, duet_lane_scratch *scratch);
+duet_phase_count duet_count_rows, duet_count_router, duet_count_rope, duet_count_attention, duet_count_gate_up, duet_count_down;
+duet_phase_run duet_run_rows, duet_run_router, duet_run_rope, duet_run_attention, duet_run_gate_up, duet_run_down;
 
 static inline duet_quantised_rows duet_slot_quantised(const duet_slot_state *slot, uint32_t die) {
   duet_quantised_rows rows = {slot->q[die], slot->scales[die], slot->sums[die], slot->stride[die]};
   return rows;
 }
 static inline int duet_is_integer(uint32_t quant_type) { return quant_type == DUET_QUANT_Q8 || quant_type == DUET_QUANT_Q4; }
+static inline uint32_t duet_step_rows(const duet_step *step, const duet_op_state *op) {
+  return op->op.code == DUET_OP_LOGITS || op->op.flags & DUET_OP_FLAG_LOGIT_ROWS ? step->batch->logit_row_count : step->batch->row_count;
+}
 
+/* matmul of a quant type, cut so that a block of rows and a group of rowTiles stay in the second-level cache together. */
+void duet_matmul_blocked(const duet_kernel_table *kernels, uint32_t quant_type, const duet_matmul_args *args);
 /* Rule 2 for rows [begin, end) of a slot, when it has an int8 form. Returns non-zero for a non-finite value. */
 int duet_slot_quantise(const duet_model *model, const duet_slot_state *slot, uint32_t die, uint32_t begin, uint32_t end);
-/* One row of an embedding matrix as float32; columns beyond the unpadded ones are left alone. */
-void duet_embed_row(const duet_weight *weight, uint32_t row, float *out);
-/* Ops return non-zero when they met a value that is not finite. */
-int duet_op_rope_and_store(duet_step *step, const duet_op_state *op, duet_lane *lane);
-/* The same bits, compiled for AVX2 and FMA; null on other architectures (attend_avx2.c). */
-int duet_op_rope_and_store_avx2(duet_step *step, const duet_op_state *op, duet_lane *lane);
-int duet_op_attention(duet_step *step, const duet_op_state *op, duet_lane *lane);
-void duet_rope_tables(duet_step *step, duet_lane *lane);
-int duet_op_route(duet_step *step, const duet_op_state *op, duet_lane *lane);
-int duet_op_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
-int duet_op_expert_ffn(duet_step *step, const duet_op_state *op, duet_lane *lane);
+static inline uint8_t *duet_kv_head(const duet_model *model, uint32_t layer, uint32_t die, uint32_t head) {
+  return model->kv + layer * model->kv_layer_stride + model->kv_die_offset[die] + head * model->kv_head_stride;
+}
+/* Angles of rows [begin, end). */
+void duet_rope_tables(duet_step *step, uint32_t begin, uint32_t end);
+/* Rotates one row's q and k of a KV head and stores its k and v; non-zero for a value that the KV type cannot hold. */
+typedef int duet_rope_head(duet_step *step, const duet_op_state *op, uint32_t die, uint32_t row, uint32_t head);
+duet_rope_head duet_rope_and_store;
+/* The same bits, compiled for AVX2 and FMA; null on other architectures (rope_avx2.c). */
+duet_rope_head duet_rope_and_store_avx2;
 
 /* ---- sampling (sampler.c, sample_row.c) ---------------------------------------------------------------------------------------- */
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define ROW_MAX 65536u
+#define SLOT_MAX 512u
 #define SLOT_BYTES_MAX ((uint64_t)1 << 44)
 #define WORK_FLOATS_MIN (64u * 1024u)
 
@@ -116,18 +117,19 @@ static void cut_scratch(duet_model *model, cutter *c) {
   model->router_logits = cut(c, rows * model->router_stride, sizeof(float));
   model->routed_ids = cut(c, rows * model->active_total, sizeof(uint32_t));
   model->routed_weights = cut(c, rows * model->active_total, sizeof(float));
-  uint32_t die_experts = duet_max_u32(shape->expert_count[0], shape->expert_count[1]);
   for (uint32_t die = 0; die < DUET_DIE_COUNT; die++) {
     cut_act_rows(c, &model->ffn_act[die], rows, shape->ffn_columns[die]);
-    cut_act_rows(c, &model->expert_act[die], rows * duet_min_u32(model->active_total, shape->expert_count[die]), shape->expert_dim);
+    duet_pair_list *list = &model->pairs[die];
+    const uint64_t pairs = rows * duet_min_u32(model->active_total, shape->expert_count[die]);
+    list->experts = cut(c, shape->expert_count[die], sizeof(uint32_t));
+    list->start = cut(c, (uint64_t)shape->expert_count[die] + 1, sizeof(uint32_t));
+    list->row = cut(c, pairs, sizeof(uint32_t));
+    list->weight = cut(c, pairs, sizeof(float));
+    cut_act_rows(c, &model->expert_act[die], pairs, shape->expert_dim);
   }
   for (uint32_t i = 0; i < duet_device_lane_count(model->device); i++) {
     duet_lane_scratch *lane = &model->lanes[i];
     lane->work = cut(c, model->work_floats, sizeof(float));
-    lane->pair_start = cut(c, (uint64_t)die_experts + 1, sizeof(uint32_t));
-    lane->expert_list = cut(c, die_experts, sizeof(uint32_t));
-    lane->pair_row = cut(c, rows * model->active_total, sizeof(uint32_t));
-    lane->pair_weight = cut(c, rows * model->active_total, sizeof(float));
     lane->sample.z = cut(c, model->vocabulary_size, sizeof(float));
     lane->sample.counts = cut(c, model->vocabulary_size, sizeof(uint32_t));
     lane->sample.keys = cut(c, model->vocabulary_size, sizeof(uint64_t));
@@ -150,9 +152,7 @@ static void set_dimensions(duet_model *model) {
     size_t floats = DUET_ATTENTION_SCRATCH(shape->query_heads[die] / shape->kv_heads[die], shape->head_dim);
     if (floats > attention) attention = floats;
   }
-  /* One unit of gate-up (two pairs of rowTiles) and its activations, or a rowTile of down, for every row at once. */
-  size_t rows = (size_t)model->options.row_max * 128;
-  model->work_floats = rows > WORK_FLOATS_MIN ? rows : WORK_FLOATS_MIN;
+  model->work_floats = WORK_FLOATS_MIN;
   if (attention > model->work_floats) model->work_floats = attention;
 
   static const size_t element_bytes[] = {[DUET_KV_F16] = 2, [DUET_KV_INT8] = 1, [DUET_KV_F32] = 4};
@@ -206,7 +206,7 @@ static int32_t fill(duet_model *model, const duet_shape *shape, const duet_tenso
   }
   if (model->has_attention && model->options.kv_block_count == 0) INVALID("options: a Program with attention needs kvBlocks");
   if (model->has_logits && model->options.logit_row_max == 0) INVALID("options: a Program with logits needs logit_row_max above 0");
-  duet_program_place_barriers(model);
+  duet_program_set_phases(model);
   return reserve(model);
 }
 
@@ -217,7 +217,7 @@ int32_t duet_model_create(duet_device *device, duet_slab *slab, const duet_shape
   *out = NULL;
   if (device == NULL || slab == NULL || shape == NULL || tensors == NULL || slots == NULL || ops == NULL || options == NULL)
     INVALID("duet_model_create: an argument is null");
-  if (tensor_count > DUET_DIMENSION_MAX || slot_count > duet_program_slot_max() || op_count > DUET_DIMENSION_MAX)
+  if (tensor_count > DUET_DIMENSION_MAX || slot_count > SLOT_MAX || op_count > DUET_DIMENSION_MAX)
     INVALID("duet_model_create: %u tensors, %u slots, %u ops", tensor_count, slot_count, op_count);
   int32_t status = check_shape(shape, options);
   if (status != DUET_STATUS_OK) return status;
@@ -236,8 +236,10 @@ int32_t duet_model_create(duet_device *device, duet_slab *slab, const duet_shape
   model->weights = calloc((size_t)tensor_count + 1, sizeof *model->weights);
   model->slots = calloc((size_t)slot_count + 1, sizeof *model->slots);
   model->ops = calloc((size_t)op_count + 1, sizeof *model->ops);
+  model->phases = calloc((size_t)op_count * DUET_PHASES_PER_OP + 1, sizeof *model->phases);
+  model->phase_joins = calloc((size_t)op_count * DUET_PHASES_PER_OP + 1, 1);
   model->lanes = calloc(duet_device_lane_count(device), sizeof *model->lanes);
-  if (model->inverse_frequencies && model->weights && model->slots && model->ops && model->lanes) {
+  if (model->inverse_frequencies && model->weights && model->slots && model->ops && model->phases && model->phase_joins && model->lanes) {
     status = fill(model, shape, tensors, slots, ops);
   } else {
     status = duet_fail(DUET_STATUS_NO_MEMORY, "no memory for the tables of a model");
@@ -258,6 +260,8 @@ int32_t duet_model_destroy(duet_model *model) {
   free(model->weights);
   free(model->slots);
   free(model->ops);
+  free(model->phases);
+  free(model->phase_joins);
   free(model->lanes);
   free(model);
   return DUET_STATUS_OK;

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #define DIMENSION_MAX DUET_DIMENSION_MAX
-#define ROUTER_SPLIT_BYTES (256u * 1024u) /* a router from this size on is worth a barrier */
 
 /* Its own return: behind duet_fail's result a compiler cannot see that an output is set wherever CHECK goes on. */
 #define INVALID(...)                                     \
@@ -211,7 +210,6 @@ static int32_t bind_route(op_place at, duet_op_state *state) {
   if (state->weight_2[0] != NULL) CHECK(check_vector(at, "router scale", state->weight_2[0], at.model->expert_total));
   state->weight_bytes = state->weight[0]->bytes;
   state->integer_ops_per_row = integer_ops(state->weight[0]->quant_type, at.model->expert_total, input->slot.columns[0]);
-  state->is_tile_split = state->weight[0]->bytes >= ROUTER_SPLIT_BYTES && duet_device_lane_count(at.model->device) > 1;
   return DUET_STATUS_OK;
 }
 

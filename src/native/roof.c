@@ -3,7 +3,7 @@
  * nothing: how often to run, medians and shares are TypeScript's (src/bench/roof.ts).
  *
  * Every lane has operands of its own, written by itself (so that they lie in its memory), and does the same work; a run's
- * time is from the barrier where all begin to the barrier where all have ended.
+ * time is from where all begin to where all have ended.
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,6 +20,7 @@
 
 #define INVALID(...) return duet_fail(DUET_STATUS_INVALID, __VA_ARGS__)
 #define DIMENSION_MAX (1u << 20)
+#define PHASES_MAX 4096u
 
 _Static_assert(sizeof(duet_roof_task) == 56, "size of duet_roof_task");
 _Static_assert(sizeof(duet_roof_result) == 24, "size of duet_roof_result");
@@ -47,6 +49,8 @@ struct duet_roof {
   uint64_t pass_count;
   uint64_t begin_ns;
   uint64_t end_ns;
+  _Atomic uint32_t ready_count;   /* lanes */
+  _Atomic uint32_t done_count;
 };
 
 static uint64_t monotonic_ns(void) {
@@ -223,7 +227,7 @@ static void attend_pass(const duet_roof *roof, roof_lane *own) {
   }
 }
 
-static void run_passes(duet_roof *roof, roof_lane *own, duet_lane *lane) {
+static void run_passes(duet_roof *roof, roof_lane *own) {
   const uint64_t count = roof->pass_count;
   switch (roof->task.kind) {
     case DUET_ROOF_KIND_READ:
@@ -238,25 +242,50 @@ static void run_passes(duet_roof *roof, roof_lane *own, duet_lane *lane) {
     case DUET_ROOF_KIND_ATTENTION:
       for (uint64_t i = 0; i < count; i++) attend_pass(roof, own);
       return;
-    case DUET_ROOF_KIND_BARRIER:
-      for (uint64_t i = 0; i < count; i++) duet_barrier_global(lane);
-      return;
     default: roof->arithmetic(count);
   }
 }
 
+/* Lanes begin together, and the last to end stops the clock. */
+static void meet(_Atomic uint32_t *arrived, uint32_t lane_count) {
+  atomic_fetch_add_explicit(arrived, 1, memory_order_acq_rel);
+  while (atomic_load_explicit(arrived, memory_order_acquire) < lane_count) sched_yield();
+}
+
 static void run_lane(void *context, duet_lane *lane) {
   duet_roof *roof = context;
-  duet_barrier_global(lane);
+  meet(&roof->ready_count, roof->lane_count);
   if (lane->index == 0) roof->begin_ns = monotonic_ns();
-  run_passes(roof, &roof->lanes[lane->index], lane);
-  duet_barrier_global(lane);
+  run_passes(roof, &roof->lanes[lane->index]);
+  meet(&roof->done_count, roof->lane_count);
   if (lane->index == 0) roof->end_ns = monotonic_ns();
 }
 
-static void do_nothing(void *context, duet_lane *lane) {
+/* A step of phases that have an item for every lane, and nothing in it. */
+static uint32_t count_nothing(void *context, uint32_t phase, uint32_t stream) {
+  const duet_roof *roof = context;
+  (void)phase;
+  return (roof->lane_count + 1 - stream) / 2;
+}
+
+static void do_nothing(void *context, uint32_t phase, uint32_t stream, uint32_t begin, uint32_t end, duet_lane *lane) {
   (void)context;
+  (void)phase;
+  (void)stream;
+  (void)begin;
+  (void)end;
   (void)lane;
+}
+
+static int always(void *context) {
+  (void)context;
+  return 1;
+}
+
+static void run_phases(duet_roof *roof, uint32_t phase_count) {
+  static const uint8_t joins[PHASES_MAX] = {[0 ... PHASES_MAX - 1] = 1};
+  const duet_phases phases = {phase_count, joins, roof, count_nothing, do_nothing, always};
+  duet_device_run(roof->device, &phases);
 }
 
 /* ---- entry points ------------------------------------------------------------------------------------------------ */
@@ -370,7 +399,7 @@ int32_t duet_roof_open(duet_device *device, const duet_roof_task *task, duet_roo
     return status;
   }
   count_pass(roof);
-  duet_device_run(device, fill_lane, roof);
+  duet_device_run_each(device, fill_lane, roof);
   *out = roof;
   return DUET_STATUS_OK;
 }
@@ -378,12 +407,17 @@ int32_t duet_roof_open(duet_device *device, const duet_roof_task *task, duet_roo
 int32_t duet_roof_run(duet_roof *roof, uint64_t pass_count, duet_roof_result *out) {
   if (roof == NULL || out == NULL || pass_count == 0) INVALID("duet_roof_run: roof and out must not be null, pass_count not 0");
   roof->pass_count = pass_count;
-  if (roof->task.kind == DUET_ROOF_KIND_HAND_OFF) {
+  const uint32_t kind = roof->task.kind;
+  if (kind == DUET_ROOF_KIND_HAND_OFF || kind == DUET_ROOF_KIND_BARRIER) {
+    const uint64_t phases_max = kind == DUET_ROOF_KIND_BARRIER ? PHASES_MAX : 1;
     roof->begin_ns = monotonic_ns();
-    for (uint64_t i = 0; i < pass_count; i++) duet_device_run(roof->device, do_nothing, NULL);
+    for (uint64_t left = pass_count; left > 0; left -= left < phases_max ? left : phases_max)
+      run_phases(roof, (uint32_t)(left < phases_max ? left : phases_max));
     roof->end_ns = monotonic_ns();
   } else {
-    duet_device_run(roof->device, run_lane, roof);
+    atomic_store(&roof->ready_count, 0);
+    atomic_store(&roof->done_count, 0);
+    duet_device_run_each(roof->device, run_lane, roof);
   }
   out->nanoseconds = roof->end_ns - roof->begin_ns;
   out->bytes = roof->pass_bytes * pass_count;

@@ -102,19 +102,27 @@ typedef struct sampling_work {
   const duet_sample_request *requests;
   duet_sample_result *results;
   uint32_t count;
-  _Atomic uint32_t next;
 } sampling_work;
 
-/* Requests are independent: lanes take them as they come. */
-static void sample_lane(void *context, duet_lane *lane) {
-  sampling_work *work = context;
+/* One phase of independent requests, every second one on stream 1. */
+static uint32_t count_requests(void *context, uint32_t phase, uint32_t stream) {
+  const sampling_work *work = context;
+  (void)phase;
+  return (work->count + 1 - stream) / 2;
+}
+
+static void sample_items(void *context, uint32_t phase, uint32_t stream, uint32_t begin, uint32_t end, duet_lane *lane) {
+  const sampling_work *work = context;
   duet_model *model = work->model;
-  for (;;) {
-    uint32_t i = atomic_fetch_add_explicit(&work->next, 1, memory_order_relaxed);
-    if (i >= work->count) return;
+  (void)phase;
+  for (uint32_t i = 2 * begin + stream; i < 2 * end; i += 2)
     sample_request(model->kernels, model->logits, model->logit_stride, model->vocabulary_size, &work->requests[i],
                    &model->lanes[lane->index].sample, &work->results[i]);
-  }
+}
+
+static int always(void *context) {
+  (void)context;
+  return 1;
 }
 
 int32_t duet_model_sample(duet_model *model, const duet_sample_request *requests, duet_sample_result *results, uint32_t count) {
@@ -124,9 +132,11 @@ int32_t duet_model_sample(duet_model *model, const duet_sample_request *requests
     if (status != DUET_STATUS_OK) return status;
     if (!has_room(&requests[i], &results[i])) INVALID("duet_model_sample: result %u lacks an array", i);
   }
-  sampling_work work = {.model = model, .requests = requests, .results = results, .count = count};
   if (count > 1) {
-    duet_device_run(model->device, sample_lane, &work);
+    static const uint8_t joins[] = {1};
+    sampling_work work = {.model = model, .requests = requests, .results = results, .count = count};
+    const duet_phases phases = {1, joins, &work, count_requests, sample_items, always};
+    duet_device_run(model->device, &phases);
   } else if (count == 1) {
     uint64_t saved = duet_fp_enter();
     sample_request(model->kernels, model->logits, model->logit_stride, model->vocabulary_size, requests, &model->lanes[0].sample, results);
