@@ -74,13 +74,14 @@ describe("a client killed", () => {
       });
 
       test(`in the queue is gone at once, and those that run go on (${manner})`, async () => {
+        const before = (await server.status()).totals;
         const running = server.ask(COMPLETIONS, longAnswer({ n: 2 }));
         await server.until(({ runningCount }) => runningCount === SEQUENCES);
         const client = open(longAnswer({ stream, seed: 5 }));
         await server.until(({ waitingCount }) => waitingCount === 1);
         client.kill(how);
         const status = await server.until(({ waitingCount }) => waitingCount === 0);
-        expect(status.runningCount).toBe(SEQUENCES);
+        expect([status.runningCount, status.totals.cancelledCount]).toEqual([SEQUENCES, before.cancelledCount + 1]);
         const { choices, usage } = await running;
         expect(usage.completion_tokens).toBe(2 * 480);
         expect(choices[0].token_ids.slice(0, tokens.length)).toEqual(tokens);
@@ -97,14 +98,16 @@ describe("a client killed", () => {
       stdout: "ignore",
       stderr: "inherit",
     });
-    await server.until(isInDecode);
+    const before = (await server.until(isInDecode)).totals;
     child.kill("SIGKILL");
-    await server.until(isIdle);
+    const { totals } = await server.until(isIdle);
+    expect(totals.cancelledCount).toBe(before.cancelledCount + 1);
     await child.exited;
     expect(await sampleTokens(server)).toEqual(tokens);
   });
 
   test("is gone at once when it is the OpenAI client that stops reading", async () => {
+    const before = (await server.status()).totals;
     const stream = await server.client.completions.create({ model: "fable", ...longAnswer({ n: 8 }), stream: true });
     for await (const chunk of stream) if ((chunk.choices[0]?.text.length ?? 0) > 0) break;
     await server.until(isIdle);
@@ -115,7 +118,8 @@ describe("a client killed", () => {
     await server.until(isInDecode);
     controller.abort();
     expect(await whole).toBeInstanceOf(Error);
-    await server.until(isIdle);
+    const { totals } = await server.until(isIdle);
+    expect(totals.cancelledCount).toBe(before.cancelledCount + 2);
   });
 
   test("leaves room in a full queue, which answers 429 with Retry-After until then", async () => {
@@ -126,8 +130,10 @@ describe("a client killed", () => {
     expect(refused.status).toBe(429);
     expect(Number(refused.headers.get("retry-after"))).toBeGreaterThan(0);
     expect(((await refused.json()) as Loose).error).toMatchObject({ type: "rate_limit_error", code: "queue_full" });
+    const before = (await server.status()).totals;
     holder.kill("close");
-    await server.until(isIdle);
+    const { totals } = await server.until(isIdle);
+    expect(totals.cancelledCount).toBe(before.cancelledCount + SEQUENCES + QUEUE);
     expect(await sampleTokens(server)).toEqual(tokens);
   });
 
