@@ -6,7 +6,6 @@ import { RequestError } from "../base/errors.ts";
 import type { StepOutcome } from "../device/device.ts";
 import { blocksFor } from "../memory/block-table.ts";
 import { Drafter } from "../speculative/drafter.ts";
-import type { DraftSequence } from "../speculative/proposer.ts";
 import { StepCost } from "../speculative/step-cost.ts";
 import { StopAutomaton, StopMatcher } from "../tokenizer/stop-strings.ts";
 import { ChoiceText } from "./choice-text.ts";
@@ -34,7 +33,8 @@ export class Engine {
   readonly #draftLimits: Int32Array;
   readonly #requests = new Map<string, RequestState>();
   readonly #totals = createTotals();
-  readonly #reserveDraft = (sequence: DraftSequence, length: number) => this.#scheduler.reserveDraft(sequence, length);
+  readonly #reserveDraft = (planIndex: number, length: number) =>
+    this.#scheduler.reserveDraft(this.#plan.sequences[planIndex]!, length);
   #outputs: ChoiceOutput[] = [];
   #arrivalCount = 0;
   #abortedSteps = 0;
@@ -76,7 +76,8 @@ export class Engine {
       throw new RequestError(400, `request ${requestId} is running already`, "requestId");
     if (promptTokens.length === 0)
       throw new RequestError(400, "the prompt has no tokens; expected at least 1", "prompt");
-    if (outputTokenMax < 1)
+    if (!(choiceCount >= 1)) throw new RequestError(400, `expected at least 1 choice, got ${choiceCount}`, "n");
+    if (!(outputTokenMax >= 1))
       throw new RequestError(400, `expected at least 1 output token, got ${outputTokenMax}`, "max_tokens");
     this.#scheduler.checkAdmissible(promptTokens.length, outputTokenMax);
     const arrivalMs = this.#parts.clock.nowMs();

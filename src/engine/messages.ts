@@ -156,7 +156,6 @@ export type FromEngine =
       readonly message: string;
       readonly param: string | null;
       readonly code: string | null;
-      readonly retryAfterSeconds: number | null;
     }
   | { readonly type: "status"; readonly replyId: number; readonly status: EngineStatus }
   | { readonly type: "drained" }

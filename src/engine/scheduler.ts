@@ -7,7 +7,6 @@ import { KV_BLOCK_TOKENS } from "../device/batch.ts";
 import { blocksFor } from "../memory/block-table.ts";
 import type { KvBlockPool } from "../memory/kv-block-pool.ts";
 import { type PrefixIndex, ROOT_ENTRY } from "../memory/prefix-index.ts";
-import type { DraftSequence } from "../speculative/proposer.ts";
 import type { StepCost } from "../speculative/step-cost.ts";
 import { compareService, type Sequence } from "./sequence.ts";
 import type { StepPlan } from "./step-plan.ts";
@@ -105,10 +104,18 @@ export class Scheduler {
     }
   }
 
-  /** Takes kvBlocks for a draft where there are any to spare; returns how many of its tokens fit. */
-  reserveDraft(sequence: DraftSequence, length: number): number {
-    if (sequence.blockTable.grow(sequence.tokenCount + length)) return length;
-    return Math.min(length, sequence.blockTable.blockCount * KV_BLOCK_TOKENS - sequence.tokenCount);
+  /** Takes kvBlocks for a draft where some are neither in use nor promised; returns how many of its tokens fit. */
+  reserveDraft(sequence: Sequence, length: number): number {
+    const { blockTable, tokenCount, reservedBlocks } = sequence;
+    const missing = blocksFor(tokenCount + length) - blockTable.blockCount;
+    if (missing <= 0) return length;
+    const own = Math.max(0, reservedBlocks - blockTable.blockCount);
+    const spare = this.#options.pool.availableCount - this.#outstanding() + own;
+    const room = (blockTable.blockCount + Math.min(missing, Math.max(0, spare))) * KV_BLOCK_TOKENS;
+    const fitting = Math.min(length, room - tokenCount);
+    const hasGrown = blockTable.grow(tokenCount + fitting);
+    assert(hasGrown, "spare kvBlocks can be taken");
+    return fitting;
   }
 
   /** After a step: puts the sequence's newly full blocks into the prefix index. */

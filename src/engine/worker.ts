@@ -9,9 +9,6 @@ import type { EngineRequest, FromEngine, ToEngine } from "./messages.ts";
 
 declare const self: Worker;
 
-/** What 429 and 503 suggest to the caller. */
-const RETRY_AFTER_SECONDS = 1;
-
 let host: EngineHost | null = null;
 let words: CancelWords | null = null;
 
@@ -40,8 +37,7 @@ function submit(engine: EngineHost, request: EngineRequest): void {
   } catch (error) {
     if (!(error instanceof RequestError)) throw error;
     const { httpStatus, message, param, code } = error;
-    const retryAfterSeconds = httpStatus === 400 ? null : RETRY_AFTER_SECONDS;
-    send({ type: "rejected", requestId, httpStatus, message, param, code, retryAfterSeconds });
+    send({ type: "rejected", requestId, httpStatus, message, param, code });
   }
 }
 

@@ -41,14 +41,3 @@ export class AcceptanceEstimate {
     this.#accepted.fill(0);
   }
 }
-
-/** Expected accepted tokens of a draft of `length`, for conditional rates per position: Σ_k Π_{i ≤ k} rate_i. */
-export function expectedAccepted(rates: ArrayLike<number>, length: number): number {
-  let reach = 1;
-  let expected = 0;
-  for (let i = 0; i < length; i++) {
-    reach *= rates[i] ?? 0;
-    expected += reach;
-  }
-  return expected;
-}

@@ -88,10 +88,12 @@ export class DraftModelProposer implements Proposer {
     lengths: Int32Array,
     drafts: Drafts,
   ): StepOutcome {
-    const count = this.#collect(sequences, sequenceCount, lengths);
     this.catchUpRows = 0;
+    const wanted = this.#collect(sequences, sequenceCount, lengths);
+    if (wanted === 0) return "ok";
+    if (this.#catchUp(sequences, wanted) === "cancelled") return "cancelled";
+    const count = this.#keepReady(sequences, wanted);
     if (count === 0) return "ok";
-    if (this.#catchUp(sequences, count) === "cancelled") return "cancelled";
     clearBatch(this.#batch);
     for (let m = 0; m < count; m++) {
       const sequence = sequences[this.#members[m]!]!;
@@ -131,10 +133,9 @@ export class DraftModelProposer implements Proposer {
     this.#written[sequence.runIndex] = 0;
   }
 
-  /** Fills members, stepCounts and requests with the sequences that draft; returns how many. */
+  /** Fills members and stepCounts with the sequences that are to draft; returns how many. */
   #collect(sequences: readonly DraftSequence[], sequenceCount: number, lengths: Int32Array): number {
     let count = 0;
-    this.#requests.length = 0;
     for (let s = 0; s < sequenceCount; s++) {
       const sequence = sequences[s]!;
       const length = lengths[s]!;
@@ -147,10 +148,57 @@ export class DraftModelProposer implements Proposer {
       // The anchor always runs, also when a cancelled step ran it before.
       const frontier = Math.min(known === UNKNOWN ? this.#findFrontier(sequence) : known, sequence.tokenCount - 1);
       this.#frontiers[sequence.runIndex] = frontier;
-      this.#requests.push(this.#request(count, sequence));
       count++;
     }
     return count;
+  }
+
+  /**
+   * One run, without logits, of known tokens of the sequences whose missing ones are more than their share of a Batch. One run a
+   * step and no more: a long prompt must not hold up the others.
+   */
+  #catchUp(sequences: readonly DraftSequence[], count: number): StepOutcome {
+    const share = Math.floor(this.#rowMax / count);
+    clearBatch(this.#batch);
+    for (let m = 0; m < count; m++) {
+      const sequence = sequences[this.#members[m]!]!;
+      const from = this.#frontiers[sequence.runIndex]!;
+      const room = this.#rowMax - this.#batch.rowCount;
+      if (sequence.tokenCount - from > share && room > 0) {
+        this.#addRows(sequence, from, Math.min(sequence.tokenCount - 1, from + room));
+      }
+    }
+    if (this.#batch.rowCount === 0) return "ok";
+    this.#batch.logitRowCount = 0;
+    if (this.#model.run(this.#batch) === "cancelled") return "cancelled";
+    this.catchUpRows = this.#batch.rowCount;
+    let left = this.#batch.rowCount;
+    for (let m = 0; m < count && left > 0; m++) {
+      const sequence = sequences[this.#members[m]!]!;
+      const from = this.#frontiers[sequence.runIndex]!;
+      if (sequence.tokenCount - from <= share) continue;
+      const rows = Math.min(left, sequence.tokenCount - 1 - from);
+      this.#setFrontier(sequence, from + rows);
+      left -= rows;
+    }
+    return "ok";
+  }
+
+  /** Keeps, in order, the members whose missing tokens fit their share of a Batch, and makes their requests; returns how many. */
+  #keepReady(sequences: readonly DraftSequence[], count: number): number {
+    const share = Math.floor(this.#rowMax / count);
+    let kept = 0;
+    this.#requests.length = 0;
+    for (let m = 0; m < count; m++) {
+      const index = this.#members[m]!;
+      const sequence = sequences[index]!;
+      if (sequence.tokenCount - this.#frontiers[sequence.runIndex]! > share) continue;
+      this.#members[kept] = index;
+      this.#stepCounts[kept] = this.#stepCounts[m]!;
+      this.#requests.push(this.#request(kept, sequence));
+      kept++;
+    }
+    return kept;
   }
 
   #request(index: number, sequence: DraftSequence): SampleRequest {
@@ -179,26 +227,6 @@ export class DraftModelProposer implements Proposer {
     request.historyCount = sequence.tokenCount;
     request.promptCount = sequence.promptCount;
     return request;
-  }
-
-  /** Runs known tokens, without logits, until what is left of all sequences fits one Batch. */
-  #catchUp(sequences: readonly DraftSequence[], count: number): StepOutcome {
-    const share = Math.floor(this.#rowMax / count);
-    for (let m = 0; m < count; m++) {
-      const sequence = sequences[this.#members[m]!]!;
-      const runIndex = sequence.runIndex;
-      while (sequence.tokenCount - this.#frontiers[runIndex]! > share) {
-        clearBatch(this.#batch);
-        const from = this.#frontiers[runIndex]!;
-        const to = Math.min(sequence.tokenCount - 1, from + this.#rowMax);
-        this.#addRows(sequence, from, to);
-        this.#batch.logitRowCount = 0;
-        if (this.#model.run(this.#batch) === "cancelled") return "cancelled";
-        this.catchUpRows += to - from;
-        this.#setFrontier(sequence, to);
-      }
-    }
-    return "ok";
   }
 
   /** Rows [from, to) of a sequence; the last one wants logits. */

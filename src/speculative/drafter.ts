@@ -4,7 +4,7 @@
 
 import type { Clock } from "../base/clock.ts";
 import type { StepOutcome } from "../device/device.ts";
-import { AcceptanceEstimate, expectedAccepted } from "./acceptance.ts";
+import { AcceptanceEstimate } from "./acceptance.ts";
 import {
   chooseDraftLengths,
   createDraftLengthScratch,
@@ -125,14 +125,14 @@ export class Drafter {
 
   /**
    * Drafts for the step's decoding sequences, the first `count`: fills `drafts`. limits[i]: the most tokens that sequence i may draft. `baseRows`: the
-   * step's rows without drafts. `reserve` takes kvBlocks for a draft and returns how much of it fits.
+   * step's rows without drafts. `reserve` takes kvBlocks for the draft of sequence i and returns how much of it fits.
    */
   draft(
     sequences: readonly DraftSequence[],
     count: number,
     limits: Int32Array,
     baseRows: number,
-    reserve: (sequence: DraftSequence, length: number) => number,
+    reserve: (index: number, length: number) => number,
   ): StepOutcome {
     const drafts = this.drafts;
     drafts.counts.fill(0, 0, count);
@@ -143,7 +143,7 @@ export class Drafter {
     const startMs = this.#clock.nowMs();
     this.#choose(sequences, count, limits, baseRows);
     for (let s = 0; s < count; s++) {
-      if (this.#lengths[s]! > 0) this.#lengths[s] = reserve(sequences[s]!, this.#lengths[s]!);
+      if (this.#lengths[s]! > 0) this.#lengths[s] = reserve(s, this.#lengths[s]!);
     }
     for (let p = 0; p < this.#states.length; p++) {
       if (this.#run(p, sequences, count) === "cancelled") return "cancelled";
@@ -237,8 +237,12 @@ export class Drafter {
     const { baseRows, baseTokens } = this.#problem;
     const isCharged = state.proposer.name === "draft";
     let best = 0;
+    let reach = 1;
+    let accepted = 0;
     for (let length = 1; length <= lengthMax; length++) {
-      const tokens = baseTokens * (1 + expectedAccepted(this.#rates, length));
+      reach *= this.#rates[length - 1]!;
+      accepted += reach;
+      const tokens = baseTokens * (1 + accepted);
       const ms = this.#stepCost.predict(baseRows + baseTokens * length, "flat");
       const draftMs = isCharged ? length * state.cost.predict(baseTokens, "flat") + baseTokens * startMs : 0;
       // Nothing measured yet: any draft is worth a try.

@@ -44,7 +44,8 @@ export interface Proposer {
   /** Known tokens besides the anchor that it would have to run before it can propose. */
   missedRows(sequence: DraftSequence): number;
   /**
-   * Proposes lengths[i] tokens for sequences[i], i < count, wherever it is positive, into drafts (tokens and counts of those i only).
+   * Proposes lengths[i] tokens for sequences[i], i < count, wherever it is positive, into drafts (tokens and counts of those i only);
+   * none where it has missed too many tokens to run in one step.
    * Blocks for the drafted positions are in the sequence's table. `cancelled`: the abort word was set, nothing was proposed.
    */
   propose(sequences: readonly DraftSequence[], count: number, lengths: Int32Array, drafts: Drafts): StepOutcome;

@@ -139,3 +139,20 @@ test("the youngest of lowest priority is preempted, and comes back before later 
   expect(rows.get(low)).toBe(Math.min(256, known));
   expect(fixture.started.filter((sequence) => sequence === low).length).toBe(2);
 });
+
+test("a draft takes no block that another sequence was promised", () => {
+  // 10 + 256 tokens are 9 blocks each; of 18 nothing is left over.
+  const fixture = new Fixture(18, { prefixIndex: null });
+  const long = fixture.add(10, 500);
+  const other = fixture.add(10, 300);
+  while (long.tokenCount < 9 * 32 - 2) fixture.step();
+  expect(fixture.scheduler.reserveDraft(long, 2)).toBe(2);
+  // The other has not taken all of its own yet.
+  fixture.scheduler.finish(other);
+  const late = fixture.add(10, 278);
+  fixture.step();
+  expect([late.state, late.blockTable.blockCount, fixture.pool.availableCount]).toEqual(["running", 1, 8]);
+  expect(fixture.scheduler.reserveDraft(long, 8)).toBe(9 * 32 - long.tokenCount);
+  expect(fixture.scheduler.reserveDraft(late, 60)).toBe(60);
+  expect(fixture.scheduler.preemptionCount).toBe(0);
+});

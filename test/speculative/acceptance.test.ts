@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { AcceptanceEstimate, expectedAccepted } from "../../src/speculative/acceptance.ts";
+import { AcceptanceEstimate } from "../../src/speculative/acceptance.ts";
 
 test("a position counts only when all before it were accepted", () => {
   const estimate = new AcceptanceEstimate(4, 1);
@@ -17,9 +17,4 @@ test("old observations fade", () => {
   expect(estimate.rate(0)).toBeGreaterThan(0.85);
   estimate.reset();
   expect(estimate.rate(0, 0.25)).toBe(0.25);
-});
-
-test("expected accepted tokens of a draft", () => {
-  expect(expectedAccepted([0.5, 0.5, 0.5], 3)).toBe(0.5 + 0.25 + 0.125);
-  expect(expectedAccepted([0.5], 0)).toBe(0);
 });

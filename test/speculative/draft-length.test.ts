@@ -2,12 +2,21 @@
 
 import { expect, test } from "bun:test";
 import * as fc from "fast-check";
-import { expectedAccepted } from "../../src/speculative/acceptance.ts";
 import {
   chooseDraftLengths,
   createDraftLengthScratch,
   type DraftLengthProblem,
 } from "../../src/speculative/draft-length.ts";
+
+/** Σ_k Π_{i ≤ k} rate_i: expected accepted tokens of a draft. */
+function expectedAccepted(rates: ArrayLike<number>, length: number): number {
+  const reach = Array.from({ length }, (_, k) =>
+    Array.from(rates)
+      .slice(0, k + 1)
+      .reduce((product, rate) => product * rate, 1),
+  );
+  return reach.reduce((sum, each) => sum + each, 0);
+}
 
 interface Case {
   readonly rates: readonly (readonly number[])[];
