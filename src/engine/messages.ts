@@ -138,6 +138,8 @@ export type ToEngine =
   | { readonly type: "open"; readonly options: EngineOptions; readonly words: SharedArrayBuffer }
   | { readonly type: "submit"; readonly request: EngineRequest }
   | { readonly type: "cancel"; readonly requestId: string }
+  /** The step under way was aborted through the shared words, no matter for which request. */
+  | { readonly type: "abort" }
   | { readonly type: "status"; readonly replyId: number }
   | { readonly type: "drain"; readonly deadlineMs: number }
   | { readonly type: "close" };

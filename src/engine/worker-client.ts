@@ -156,7 +156,11 @@ class WorkerEngine implements EngineClient {
 
   #watch(): void {
     const verdict = this.#watchdog.verdict(performance.now(), (requestId) => this.#router.has(requestId));
-    if (verdict !== null) this.#fail(verdict);
+    if (verdict !== null) return this.#fail(verdict);
+    if (!this.#watchdog.isOverdue(performance.now())) return;
+    // The step under way ends within a layer, and the engine sees the deadline before the next.
+    this.#words.announce();
+    this.#send({ type: "abort" });
   }
 
   #send(message: ToEngine): void {

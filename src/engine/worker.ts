@@ -50,6 +50,8 @@ async function receive(message: ToEngine): Promise<void> {
     case "cancel":
       words.see();
       return host.cancel(message.requestId);
+    case "abort":
+      return words.see();
     case "status":
       return send({ type: "status", replyId: message.replyId, status: host.status() });
     case "drain":

@@ -34,3 +34,16 @@ test("requests that have finished are forgotten", () => {
   expect(watchdog.verdict(1e9, () => false)).toBeNull();
   expect(watchdog.verdict(1e9, always)).toBeNull();
 });
+
+test("a step that outlives a deadline is aborted, once for each request", () => {
+  const watchdog = new Watchdog();
+  watchdog.add("a", 1000, 0);
+  watchdog.add("b", 2000, 0);
+  watchdog.add("c", null, 0);
+  expect(watchdog.isOverdue(999)).toBe(false);
+  expect([1000, 1500, 2500, 3000].map((nowMs) => watchdog.isOverdue(nowMs))).toEqual([true, false, true, false]);
+  // Whoever spoke after the deadline has seen it.
+  watchdog.add("d", 1000, 3000);
+  watchdog.hear(4000);
+  expect(watchdog.isOverdue(5000)).toBe(false);
+});

@@ -11,7 +11,7 @@ import { startLocalEngine } from "../support/local-engine.ts";
 import { startWorkerEngine } from "../../src/engine/worker-client.ts";
 import { readContainer } from "../../src/weights/container.ts";
 import { GREEDY, request, SAMPLED } from "../support/fake-engine.ts";
-import { complete, engineOptions, FABLE_DRAFT, fableTokens } from "../support/shipped.ts";
+import { complete, engineOptions, FABLE, FABLE_DRAFT, fableTokens } from "../support/shipped.ts";
 
 const options = engineOptions({
   containerPath: FABLE_DRAFT,
@@ -82,6 +82,21 @@ describe("a running worker", () => {
     const [next] = await complete(engine, request(prompt, { outputTokenMax: 2 }));
     expect(next?.tokens.length).toBe(2);
   });
+});
+
+test("a step doesn't outlive a deadline by more than a layer", async () => {
+  // Two prompts in one step of the slow device: several times as long as the watch needs to notice.
+  const engine = await startWorkerEngine({ ...options, containerPath: FABLE, prefillChunkMax: 1024 });
+  const requests = [1, 2].map((first) =>
+    request([first, ...long, ...long].slice(0, 500), { outputTokenMax: 1, deadlineMs: 200 }),
+  );
+  const answers = await Promise.all(requests.map((each) => complete(engine, each)));
+  for (const [answer] of answers) {
+    expect([answer?.last?.finishReason, answer?.last?.errorMessage]).toEqual(["cancelled", "deadline exceeded"]);
+  }
+  const { totals, kvBlocksUsed } = await engine.status();
+  expect([totals.prefillTokenCount, kvBlocksUsed]).toEqual([0, 0]);
+  await engine.close();
 });
 
 test("draining finishes what runs and refuses what comes", async () => {
