@@ -32,8 +32,18 @@ async function execute(command: DuetCommand): Promise<number> {
   }
 }
 
+/** A report may be larger than what a pipe takes at once, and exiting would drop the rest. A reader that has gone ends it too. */
+function flushed(): Promise<void> {
+  return new Promise((resolve) => {
+    process.stdout.on("error", () => resolve());
+    process.stdout.end(() => resolve());
+  });
+}
+
 try {
-  process.exit(await execute(parseCommand(process.argv.slice(2), process.env)));
+  const status = await execute(parseCommand(process.argv.slice(2), process.env));
+  await flushed();
+  process.exit(status);
 } catch (error) {
   const isExpected = error instanceof DuetError || error instanceof RequestError;
   process.stderr.write(`duet: ${isExpected ? error.message : Bun.inspect(error)}\n`);
