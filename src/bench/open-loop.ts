@@ -79,6 +79,12 @@ export async function runOpenLoop(loop: OpenLoop): Promise<{ records: LoadRecord
       void start(request);
     }
   };
+  // A timer may fire early by a part of a millisecond, and nothing shall happen before its time.
+  const sleepUntil = async (atMs: number) => {
+    for (let ms = atMs - nowMs(); ms > 0 && !stopping.signal.aborted; ms = atMs - nowMs()) {
+      await sleep(ms, stopping.signal);
+    }
+  };
   const idle = () => (openCount === 0 ? Promise.resolve() : new Promise<void>((resolve) => (onIdle = resolve)));
 
   const interrupt = () => stopping.abort(INTERRUPTED);
@@ -87,15 +93,12 @@ export async function runOpenLoop(loop: OpenLoop): Promise<{ records: LoadRecord
   const progress = setInterval(() => loop.onProgress(nowMs(), openCount), PROGRESS_MS);
   try {
     for (const request of loop.requests) {
-      // A timer may fire early by a fraction of a millisecond, and must not send anything before its time.
-      while (nowMs() < request.arrivalMs && !stopping.signal.aborted) {
-        await sleep(request.arrivalMs - nowMs(), stopping.signal);
-      }
+      await sleepUntil(request.arrivalMs);
       if (stopping.signal.aborted) break;
       ready.push(request);
       startReady();
     }
-    await sleep(loop.durationMs - nowMs(), stopping.signal);
+    await sleepUntil(loop.durationMs);
     const drain = setTimeout(() => stopping.abort(UNFINISHED), loop.drainMs);
     await idle();
     clearTimeout(drain);

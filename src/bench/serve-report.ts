@@ -132,7 +132,6 @@ export function servePanels(lines: readonly RateSummary[]): Panel[] {
   // A logarithmic axis has no place for 0.
   const above0 = (all: readonly Point[]) => all.filter(({ y }) => y > 0);
   const common = { xLabel: "requests/s sent", xScale: "log", yScale: "linear", yMin: 0 } as const;
-  const latency = { ...common, yLabel: "ms", yScale: "log" } as const;
   const goodputAndAnswers = [
     { name: "requests/s", points: points((line) => line.requestsPerSecond) },
     { name: "goodput/s", points: points((line) => line.goodputPerSecond) },
@@ -147,19 +146,22 @@ export function servePanels(lines: readonly RateSummary[]): Panel[] {
       series: [{ name: "tokens/s", points: points((line) => line.outputTokensPerSecond) }],
     },
     {
-      ...latency,
+      ...common,
       title: "TTFT",
+      yLabel: "ms",
+      yScale: "log",
       series: [
         { name: "p50", points: above0(points((line) => line.ttftMs?.p50)) },
         { name: "p99", points: above0(points((line) => line.ttftMs?.p99)) },
       ],
     },
     {
-      ...latency,
+      ...common,
       title: "TPOT",
+      yLabel: "ms",
       series: [
-        { name: "p50", points: above0(points((line) => line.tpotMs?.p50)) },
-        { name: "p99", points: above0(points((line) => line.tpotMs?.p99)) },
+        { name: "p50", points: points((line) => line.tpotMs?.p50) },
+        { name: "p99", points: points((line) => line.tpotMs?.p99) },
       ],
     },
   ];
