@@ -5,14 +5,13 @@ import { DuetError, RequestError } from "../base/errors.ts";
 import type { RunCommand } from "../config.ts";
 import type { EngineClient } from "../engine/client.ts";
 import type { ChoiceOutput, EngineRequest } from "../engine/messages.ts";
-import { startWorkerEngine } from "../engine/worker-client.ts";
 import { PLAIN_SAMPLING, TEMPERATURE_MIN } from "../server/generation.ts";
 import type { ChatMessage } from "../tokenizer/chat-template.ts";
 import { readContainer } from "../weights/container.ts";
 import type { Container } from "../weights/header.ts";
-import { openServedText } from "./served-text.ts";
 import type { ServedText } from "./served-text.ts";
-import { bold, createProgress, dim, print } from "./terminal.ts";
+import { startEngine } from "./start-engine.ts";
+import { bold, dim, print } from "./terminal.ts";
 
 interface Session {
   readonly command: RunCommand;
@@ -164,13 +163,7 @@ function fitChat(session: Session, messages: ChatMessage[]): number[] {
 
 export async function run(command: RunCommand): Promise<number> {
   const container = readContainer(command.engine.containerPath);
-  const loading = createProgress("reading weights");
-  const starting = startWorkerEngine(command.engine, (done, total) => loading.update(done, total)).finally(() =>
-    loading.stop(),
-  );
-  starting.catch(() => {});
-  const text = openServedText(container);
-  const engine = await starting;
+  const { engine, text } = await startEngine(container, command.engine);
   for (const warning of engine.lastStatus.device.warnings) process.stderr.write(`${bold("WARNING")} ${warning}\n`);
   const session: Session = { command, container, text, engine, requestCount: 0 };
   try {

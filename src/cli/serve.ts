@@ -5,16 +5,16 @@ import { createLog } from "../base/log.ts";
 import { formatBytes, formatCount, formatMs } from "../base/units.ts";
 import { VERSION } from "../config.ts";
 import type { ServeCommand } from "../config.ts";
+import type { EngineClient } from "../engine/client.ts";
 import type { EngineStatus } from "../engine/messages.ts";
-import { startWorkerEngine } from "../engine/worker-client.ts";
 import { createApp } from "../server/app.ts";
 import { startServer } from "../server/serve.ts";
 import type { RunningServer } from "../server/serve.ts";
 import { readContainer } from "../weights/container.ts";
 import type { Container } from "../weights/header.ts";
 import { inspectContainer } from "../weights/inspect.ts";
-import { openServedText } from "./served-text.ts";
-import { bold, createProgress, dim, print } from "./terminal.ts";
+import { startEngine } from "./start-engine.ts";
+import { bold, dim, print } from "./terminal.ts";
 
 /** The exit status for a supervisor: the engine is gone and only a fresh process helps (EX_SOFTWARE). */
 const EXIT_ENGINE_FAILED = 70;
@@ -46,14 +46,7 @@ export async function serve(command: ServeCommand): Promise<number> {
   const startMs = performance.now();
   const log = createLog(command.log.level, command.log.format);
   const container = readContainer(command.engine.containerPath);
-  // The worker opens the device while this thread builds the tokenizer.
-  const loading = createProgress("reading weights");
-  const starting = startWorkerEngine(command.engine, (done, total) => loading.update(done, total)).finally(() =>
-    loading.stop(),
-  );
-  starting.catch(() => {});
-  const text = openServedText(container);
-  const engine = await starting;
+  const { engine, text } = await startEngine(container, command.engine);
   const app = createApp({
     engine,
     tokenizer: text.tokenizer,
@@ -83,7 +76,7 @@ export async function serve(command: ServeCommand): Promise<number> {
 
 function untilEnd(
   command: ServeCommand,
-  engine: Awaited<ReturnType<typeof startWorkerEngine>>,
+  engine: EngineClient,
   server: RunningServer,
   log: ReturnType<typeof createLog>,
 ): Promise<number> {
