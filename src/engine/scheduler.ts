@@ -73,8 +73,9 @@ export class Scheduler {
       );
     }
     const queued = new Set(this.waiting.filter((s) => !s.owner.isStarted).map((s) => s.owner)).size;
-    // Those that the next step may start don't count.
-    if (queued - this.#freeRunIndices.length >= queueMax) {
+    // Those that the next step may start don't count; none may while the first finds no kvBlocks.
+    const startable = this.#isBlocked(this.waiting[0]) ? 0 : this.#freeRunIndices.length;
+    if (queued - startable >= queueMax) {
       throw new RequestError(429, `${queued} requests are waiting already; try again later`, null, "queue_full");
     }
   }
@@ -179,8 +180,7 @@ export class Scheduler {
         i++;
         continue;
       }
-      const { releaseCount } = this.#options.pool;
-      if (sequence === this.#blocked && releaseCount === this.#blockedAt) return;
+      if (this.#isBlocked(sequence)) return;
       if (!this.#takeBlocks(sequence)) {
         this.#blocked = sequence;
         this.#blockedAt = this.#options.pool.releaseCount;
@@ -189,6 +189,11 @@ export class Scheduler {
       this.waiting.splice(i, 1);
       this.#start(sequence, nowMs);
     }
+  }
+
+  /** It found no room, and nothing has been released since. */
+  #isBlocked(sequence: Sequence | undefined): boolean {
+    return sequence !== undefined && sequence === this.#blocked && this.#options.pool.releaseCount === this.#blockedAt;
   }
 
   /** Later choices of a request wait until the first has computed the prompt, whose full blocks they then share. */

@@ -156,3 +156,17 @@ test("a draft takes no block that another sequence was promised", () => {
   expect(fixture.scheduler.reserveDraft(late, 60)).toBe(60);
   expect(fixture.scheduler.preemptionCount).toBe(0);
 });
+
+test("free places don't lengthen the queue while the first in it finds no blocks", () => {
+  const fixture = new Fixture(18, { queueMax: 2 });
+  const running = fixture.add(256, 300);
+  fixture.step();
+  for (let i = 0; i < 2; i++) {
+    fixture.scheduler.checkAdmissible(256, 300);
+    fixture.add(256, 300);
+  }
+  fixture.step();
+  expect(() => fixture.scheduler.checkAdmissible(256, 300)).toThrow("2 requests are waiting already");
+  fixture.scheduler.finish(running);
+  fixture.scheduler.checkAdmissible(256, 300);
+});
