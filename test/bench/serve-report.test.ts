@@ -36,7 +36,9 @@ test("tables have a line for each rate and measure, and dashes where nothing was
     { ms: "ITL", p50: "15.0", max: "20.0", samples: "2" },
     { ms: "end to end", p99: "80.0" },
   ]);
-  expect(latencyRows(lines[1]!).map(({ p50, samples }) => [p50, samples])).toEqual(new Array(4).fill(["–", "0"]));
+  expect(latencyRows(lines[1]!).map(({ p50, samples }) => [p50, samples])).toEqual(
+    Array.from({ length: 4 }, () => ["–", "0"]),
+  );
   expect(failureLines(lines[0]!)).toEqual(['at 8 requests/s: 1 × HTTP 429 ("full")']);
   expect(formatSlo(SLO)).toBe("TTFT ≤ 100 ms, end to end ≤ 2000 ms");
 });
