@@ -20,7 +20,11 @@ export function emitTokens(sequence: Sequence, result: SampleResult, nowMs: numb
     finishReason = finishOf(sequence, tokenId);
   }
   sequence.acceptedCount += Math.min(result.emittedCount - 1, tokenIds.length);
-  if (finishReason !== null) sequence.text.finish();
+  if (finishReason !== null) {
+    sequence.text.finish();
+    // What the decoder held back may have completed a stop string.
+    if (sequence.text.stopString !== null) finishReason = "stop";
+  }
   return createOutput(sequence, tokenIds, logprobs, finishReason, null, nowMs);
 }
 
