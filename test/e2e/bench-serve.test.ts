@@ -10,8 +10,15 @@ const CLI = join(import.meta.dir, "../../src/cli.ts");
 const folder = mkdtempSync(join(tmpdir(), "duet-bench-serve-test-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
+/** A proxy that is not there: whatever asked it would fail. */
+const PROXY = { http_proxy: "http://127.0.0.1:1", HTTP_PROXY: "http://127.0.0.1:1", no_proxy: "", NO_PROXY: "" };
+
 const start = (...argv: string[]) =>
-  Bun.spawn([process.execPath, CLI, "bench", "serve", ...argv], { stdout: "pipe", stderr: "pipe" });
+  Bun.spawn([process.execPath, CLI, "bench", "serve", ...argv], {
+    stdout: "pipe",
+    stderr: "pipe",
+    env: { ...process.env, ...PROXY },
+  });
 
 async function ended(child: ReturnType<typeof start>): Promise<{ status: number; out: string; err: string }> {
   const [out, err] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
@@ -64,7 +71,7 @@ describe("against a server of a few lines", () => {
   afterAll(() => server.stop(true));
   const url = `http://127.0.0.1:${server.port}`;
 
-  test("a table", async () => {
+  test("a table, and no proxy of the environment is asked", async () => {
     const { status, out } = await ended(start(url, ..."--rates 20,40 --seconds 0.3 --warm-up 0".split(" ")));
     expect(status).toBe(0);
     expect(out).toContain("note: not Duet");
