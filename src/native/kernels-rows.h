@@ -135,7 +135,10 @@ static float exp_sum_row(const float *logits, uint32_t n, float max, float *e) {
 /* ---- attention ----
  *
  * Shapes: h query heads of the KV head, D = head_dim, a chunk of up to 256 keys in kvBlocks of 32. K of a block is [D][32], V is
- * [32][D]. Scores vectorise over tokens, outputs over D; what rule 5 wants sequential stays sequential within a lane. */
+ * [32][D]. Scores vectorise over tokens, outputs over D; what rule 5 wants sequential stays sequential within a lane.
+ *
+ * A KV head's blocks lie far apart, so the hardware's prefetchers lose their way at every one. The first group of heads asks for what
+ * comes next: scores for the same blocks' V and the next block's K, values for the next chunk's K. */
 
 DUET_INLINE size_t kv_element_bytes(const uint32_t type) {
   return type == DUET_KV_F16 ? 2 : type == DUET_KV_INT8 ? 1 : 4;
@@ -149,14 +152,19 @@ DUET_INLINE x16 kv_load(const uint32_t type, const uint8_t *base, size_t element
 
 /* Scores of H heads from q on, for B kvBlocks from `block` of the sequence on; scores[h][256] at this chunk's `first` key. */
 DUET_INLINE void score_blocks(const uint32_t type, const uint32_t H, const uint32_t B, const duet_attention_args *a,
-                              const float *q, uint32_t block, float *scores) {
+                              const float *q, uint32_t block, int is_first_group, float *scores) {
   const uint32_t D = a->head_dim;
+  const size_t row_bytes = 32 * kv_element_bytes(type);
   const uint8_t *k[DUET_SCORE_CHAINS];
+  const uint8_t *next_k[DUET_SCORE_CHAINS];
+  const uint8_t *v[DUET_SCORE_CHAINS];
   x16 scale[DUET_SCORE_CHAINS][2];
   x16 acc[DUET_SCORE_CHAINS][2];
   for (uint32_t b = 0; b < B; b++) {
     const size_t at = (size_t)a->block_table[block + b] * a->block_stride;
     k[b] = a->k_base + at;
+    v[b] = a->v_base + at;
+    next_k[b] = (block + B + b) * 32 < a->key_count ? a->k_base + (size_t)a->block_table[block + B + b] * a->block_stride : k[b];
     if (type == DUET_KV_INT8) {
       const float *s = (const float *)(const void *)((const uint8_t *)a->k_scales + at);
       scale[b][0] = x16_load(s);
@@ -168,6 +176,10 @@ DUET_INLINE void score_blocks(const uint32_t type, const uint32_t H, const uint3
   for (uint32_t i = 0; i < H * B; i++) acc[i][0] = acc[i][1] = x16_zero();
   for (uint32_t d = 0; d < D; d++) {
     for (uint32_t b = 0; b < B; b++) {
+      if (is_first_group) {
+        __builtin_prefetch(v[b] + d * row_bytes, 0, 2);
+        __builtin_prefetch(next_k[b] + d * row_bytes, 0, 2);
+      }
       const x16 k0 = kv_load(type, k[b], (size_t)d * 32, scale[b][0]);
       const x16 k1 = kv_load(type, k[b], (size_t)d * 32 + 16, scale[b][1]);
       for (uint32_t h = 0; h < H; h++) {
@@ -191,17 +203,18 @@ DUET_INLINE void score_heads(const uint32_t type, const uint32_t H, const duet_a
   const float *q = a->q + (size_t)head * a->head_dim;
   float *s = scores + (size_t)head * DUET_ATTN_CHUNK;
   uint32_t b = 0;
-  for (; b + B <= block_count; b += B) score_blocks(type, H, B, a, q, first_block + b, s + b * 32);
+  for (; b + B <= block_count; b += B) score_blocks(type, H, B, a, q, first_block + b, head == 0, s + b * 32);
   if (B > 1) {
-    for (; b < block_count; b++) score_blocks(type, H, 1, a, q, first_block + b, s + b * 32);
+    for (; b < block_count; b++) score_blocks(type, H, 1, a, q, first_block + b, head == 0, s + b * 32);
   }
 }
 
 /* o[h][column .. column + 16 Z) of H heads over `count` keys from `first` on, and with `sums` the heads' l. */
 DUET_INLINE void value_columns(const uint32_t type, const uint32_t H, const uint32_t Z, const uint32_t last_lanes,
                                const duet_attention_args *a, uint32_t column, uint32_t first, uint32_t count,
-                               const float *e, float *o, float *sums) {
+                               const float *e, int is_first_group, float *o, float *sums) {
   const uint32_t D = a->head_dim;
+  const size_t row_bytes = D * kv_element_bytes(type);
   x16 acc[DUET_VALUE_CHAINS];
   float l[DUET_VALUE_CHAINS];
   for (uint32_t i = 0; i < H * Z; i++) acc[i] = x16_zero();
@@ -211,7 +224,12 @@ DUET_INLINE void value_columns(const uint32_t type, const uint32_t H, const uint
     const uint8_t *v = a->v_base + at;
     const float *scales = type == DUET_KV_INT8 ? (const float *)(const void *)((const uint8_t *)a->v_scales + at) : 0;
     const uint32_t tokens = count - p < 32 ? count - p : 32;
+    const uint32_t later = first + p + DUET_ATTN_CHUNK;
+    const uint8_t *next_k = is_first_group && later < a->key_count ? a->k_base + (size_t)a->block_table[later / 32] * a->block_stride : 0;
     for (uint32_t t = 0; t < tokens; t++) {
+      if (next_k) {
+        for (size_t b = 0; b < row_bytes; b += 64) __builtin_prefetch(next_k + t * row_bytes + b, 0, 2);
+      }
       const size_t element = (size_t)t * D + column;
       const x16 scale = type == DUET_KV_INT8 ? x16_set1(scales[t]) : x16_zero();
       for (uint32_t h = 0; h < H; h++) l[h] = l[h] + e[(size_t)h * DUET_ATTN_CHUNK + p + t];
@@ -253,7 +271,7 @@ DUET_INLINE void value_heads(const uint32_t type, const uint32_t H, const duet_a
 #define DUET_COLUMNS(z)                                                              \
   if (Z >= (z)) {                                                                    \
     for (; column + 16 * (z) <= D; column += 16 * (z)) {                             \
-      value_columns(type, H, Z >= (z) ? (z) : 1, 16, a, column, first, count, e, o, l); \
+      value_columns(type, H, Z >= (z) ? (z) : 1, 16, a, column, first, count, e, head == 0 && column == 0, o, l); \
     }                                                                                \
   }
 #if DUET_VALUE_CHAINS >= 8
@@ -263,7 +281,7 @@ DUET_INLINE void value_heads(const uint32_t type, const uint32_t H, const duet_a
   DUET_COLUMNS(2)
   DUET_COLUMNS(1)
 #undef DUET_COLUMNS
-  if (column < D) value_columns(type, H, 1, D - column, a, column, first, count, e, o, l);
+  if (column < D) value_columns(type, H, 1, D - column, a, column, first, count, e, head == 0 && column == 0, o, l);
 }
 
 /* One chunk's scores become e = exp(score - m); returns m. */
