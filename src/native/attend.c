@@ -33,7 +33,8 @@ int duet_run_rope(duet_step *step, const duet_phase *phase, uint32_t die, uint32
   return is_bad;
 }
 
-static void attend(duet_step *step, const duet_op_state *op, uint32_t die, uint32_t row, uint32_t head, float *work) {
+/* Rows [row, row + row_count) of one sequence. */
+static void attend(duet_step *step, const duet_op_state *op, uint32_t die, uint32_t row, uint32_t row_count, uint32_t head, float *work) {
   duet_model *model = step->model;
   const duet_shape *shape = &model->shape;
   const duet_slot_state *input = &model->slots[op->op.input], *output = &model->slots[op->op.output];
@@ -43,6 +44,9 @@ static void attend(duet_step *step, const duet_op_state *op, uint32_t die, uint3
   duet_attention_args args = {
     .q = input->values[die] + row * input->stride[die] + first_query,
     .out = output->values[die] + row * output->stride[die] + first_query,
+    .q_stride = input->stride[die],
+    .out_stride = output->stride[die],
+    .row_count = row_count,
     .query_head_count = queries_per_kv,
     .head_dim = shape->head_dim,
     .key_count = (uint32_t)step->batch->positions[row] + 1,
@@ -58,6 +62,12 @@ static void attend(duet_step *step, const duet_op_state *op, uint32_t die, uint3
   model->kernels->attention(&args);
 }
 
+/* Rows that are attended together where they are of one sequence. */
+static uint32_t rows_per_unit(const duet_step *step, uint32_t die) {
+  const duet_shape *shape = &step->model->shape;
+  return step->has_lone_rows ? 1 : duet_attention_rows(shape->query_heads[die] / shape->kv_heads[die]);
+}
+
 uint32_t duet_count_attention(duet_step *step, const duet_phase *phase, uint32_t die) {
   (void)phase;
   const duet_shape *shape = &step->model->shape;
@@ -66,17 +76,22 @@ uint32_t duet_count_attention(duet_step *step, const duet_phase *phase, uint32_t
   uint64_t keys = 0;
   for (uint32_t row = 0; row < rows; row++) keys += (uint64_t)step->batch->positions[row] + 1;
   const uint64_t row_ns = keys * 4 * shape->head_dim * (shape->query_heads[die] / kv_heads) / rows / FLOAT_OPS_PER_NS;
-  return duet_deal_units(step, die, rows * kv_heads, row_ns + ITEM_OVERHEAD_NS);
+  const uint32_t unit_rows = rows_per_unit(step, die);
+  return duet_deal_units(step, die, duet_ceil_div(rows, unit_rows) * kv_heads, (row_ns + ITEM_OVERHEAD_NS) * unit_rows);
 }
 
 int duet_run_attention(duet_step *step, const duet_phase *phase, uint32_t die, uint32_t begin, uint32_t end, duet_lane_scratch *scratch) {
   const duet_op_state *rope = phase->first->op.code == DUET_OP_ROPE_AND_STORE && step->has_lone_rows ? phase->first : NULL;
-  const uint32_t kv_heads = step->model->shape.kv_heads[die];
+  const uint32_t kv_heads = step->model->shape.kv_heads[die], unit_rows = rows_per_unit(step, die);
+  const int32_t *sequence = step->batch->sequence_index;
   int is_bad = 0;
-  for (uint32_t item = begin; item < end; item++) {
-    const uint32_t row = item / kv_heads, head = item % kv_heads;
-    if (rope != NULL) is_bad |= rope_head(step, rope, die, row, head);
-    attend(step, phase->last, die, row, head, scratch->work);
+  for (uint32_t unit = begin; unit < end; unit++) {
+    const uint32_t head = unit % kv_heads, row_end = duet_min_u32((unit / kv_heads + 1) * unit_rows, step->batch->row_count);
+    for (uint32_t row = unit / kv_heads * unit_rows, count; row < row_end; row += count) {
+      for (count = 1; row + count < row_end && sequence[row + count] == sequence[row]; count++) {}
+      if (rope != NULL) is_bad |= rope_head(step, rope, die, row, head);
+      attend(step, phase->last, die, row, count, head, scratch->work);
+    }
   }
   return is_bad;
 }

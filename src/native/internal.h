@@ -284,6 +284,11 @@ int duet_slot_quantise(const duet_model *model, const duet_slot_state *slot, uin
 static inline uint8_t *duet_kv_head(const duet_model *model, uint32_t layer, uint32_t die, uint32_t head) {
   return model->kv + layer * model->kv_layer_stride + model->kv_die_offset[die] + head * model->kv_head_stride;
 }
+/* Rows that attention takes at once: so many queries fill the registers, more would only fill the cache. */
+static inline uint32_t duet_attention_rows(uint32_t queries_per_kv) {
+  const uint32_t queries = 64;
+  return duet_max_u32(1, duet_min_u32(DUET_ATTENTION_ROWS, queries / duet_max_u32(1, queries_per_kv)));
+}
 /* Angles of rows [begin, end). */
 void duet_rope_tables(duet_step *step, uint32_t begin, uint32_t end);
 /* Rotates one row's q and k of a KV head and stores its k and v; non-zero for a value that the KV type cannot hold. */

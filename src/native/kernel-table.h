@@ -33,13 +33,16 @@ typedef struct duet_matmul_args {
   size_t out_stride;
 } duet_matmul_args;
 
-/* One query row against its sequence's KV, for one KV head of one die and layer. */
+/* Query rows of one sequence at consecutive positions against its KV, for one KV head of one die and layer. */
 typedef struct duet_attention_args {
-  const float *q;                 /* [query_head_count][head_dim] rotated and scaled; heads that share this KV head */
-  float *out;                     /* [query_head_count][head_dim] */
+  const float *q;                 /* [row][q_stride]: [query_head_count][head_dim] rotated and scaled; heads that share this KV head */
+  float *out;                     /* [row][out_stride]: [query_head_count][head_dim] */
+  size_t q_stride;
+  size_t out_stride;
+  uint32_t row_count;             /* at most DUET_ATTENTION_ROWS */
   uint32_t query_head_count;
   uint32_t head_dim;
-  uint32_t key_count;             /* position + 1 */
+  uint32_t key_count;             /* of the first row: its position + 1; each row sees one key more */
   uint32_t kv_type;
   const int32_t *block_table;
   const uint8_t *k_base;          /* this layer, die and KV head within block 0: [head_dim][32] elements */
@@ -47,10 +50,11 @@ typedef struct duet_attention_args {
   const float *k_scales;          /* int8 only: [32] within block 0 */
   const float *v_scales;
   size_t block_stride;            /* bytes from a block to the next, for all four */
-  float *scratch;                 /* DUET_ATTENTION_SCRATCH(query_head_count, head_dim) floats, 64-byte aligned */
+  float *scratch;                 /* DUET_ATTENTION_SCRATCH(row_count * query_head_count, head_dim) floats, 64-byte aligned */
 } duet_attention_args;
 
-#define DUET_ATTENTION_SCRATCH(heads, head_dim) ((size_t)(heads) * (DUET_ATTN_CHUNK + 2 * (size_t)(head_dim) + 32))
+#define DUET_ATTENTION_ROWS 8u
+#define DUET_ATTENTION_SCRATCH(queries, head_dim) ((size_t)(queries) * (DUET_ATTN_CHUNK + 3 * (size_t)(head_dim) + 32))
 
 typedef struct duet_kernel_table {
   uint32_t isa;

@@ -134,10 +134,11 @@ static float exp_sum_row(const float *logits, uint32_t n, float max, float *e) {
 
 /* ---- attention ----
  *
- * Shapes: h query heads of the KV head, D = head_dim, a chunk of up to 256 keys in kvBlocks of 32. K of a block is [D][32], V is
- * [32][D]. Scores vectorise over tokens, outputs over D; what rule 5 wants sequential stays sequential within a lane.
+ * Shapes: h queries (rows x query heads of the KV head), D = head_dim, a chunk of up to 256 keys in kvBlocks of 32. K of a block is
+ * [D][32], V is [32][D]. Scores vectorise over tokens, outputs over D; what rule 5 wants sequential stays sequential within a lane.
+ * Queries are taken in groups that share loads; a group's rows differ in their last keys, which are added to each by itself.
  *
- * A KV head's blocks lie far apart, so the hardware's prefetchers lose their way at every one. The first group of heads asks for what
+ * A KV head's blocks lie far apart, so the hardware's prefetchers lose their way at every one. The first group asks for what
  * comes next: scores for the same blocks' V and the next block's K, values for the next chunk's K. */
 
 DUET_INLINE size_t kv_element_bytes(const uint32_t type) {
@@ -197,10 +198,11 @@ DUET_INLINE void score_blocks(const uint32_t type, const uint32_t H, const uint3
   }
 }
 
-DUET_INLINE void score_heads(const uint32_t type, const uint32_t H, const duet_attention_args *a, uint32_t head,
+DUET_INLINE void score_heads(const uint32_t type, const uint32_t H, const duet_attention_args *a, const float *queries, uint32_t head,
                              uint32_t first_block, uint32_t block_count, float *scores) {
-  const uint32_t B = DUET_SCORE_CHAINS / H;
-  const float *q = a->q + (size_t)head * a->head_dim;
+  const uint32_t chains = DUET_SCORE_CHAINS < 4 ? DUET_SCORE_CHAINS : 4; /* more blocks at once measured slower, more queries faster */
+  const uint32_t B = H < chains ? chains / H : 1;
+  const float *q = queries + (size_t)head * a->head_dim;
   float *s = scores + (size_t)head * DUET_ATTN_CHUNK;
   uint32_t b = 0;
   for (; b + B <= block_count; b += B) score_blocks(type, H, B, a, q, first_block + b, head == 0, s + b * 32);
@@ -311,43 +313,95 @@ static void merge_chunk(uint32_t D, float *max, float *sum, float *o, float chun
   for (; d < D; d++) o[d] = duet_fmaf(chunk_o[d], f_new, o[d] * f_old);
 }
 
-DUET_INLINE void attention_of_type(const uint32_t type, const duet_attention_args *a) {
-  const uint32_t H = a->query_head_count;
+/* Keys [from, to) of a chunk added to one query's l and o. */
+DUET_INLINE void add_last_keys(const uint32_t type, const duet_attention_args *a, uint32_t first, uint32_t from, uint32_t to,
+                               const float *e, float *o, float *sum) {
   const uint32_t D = a->head_dim;
+  for (uint32_t p = from; p < to; p++) {
+    const size_t at = (size_t)a->block_table[(first + p) / 32] * a->block_stride;
+    const size_t element = (size_t)((first + p) % 32) * D;
+    const uint8_t *v = a->v_base + at;
+    const float scale = type == DUET_KV_INT8 ? ((const float *)(const void *)((const uint8_t *)a->v_scales + at))[(first + p) % 32] : 1.0f;
+    const x16 ep = x16_set1(e[p]);
+    uint32_t d = 0;
+    for (; d + 16 <= D; d += 16) x16_store(o + d, x16_fma(ep, kv_load(type, v, element + d, x16_set1(scale)), x16_load(o + d)));
+    if (d < D) {
+      const size_t bytes = kv_element_bytes(type);
+      uint8_t padded[64] = {0};
+      memcpy(padded, v + (element + d) * bytes, (D - d) * bytes);
+      x16_store_n(o + d, D - d, x16_fma(ep, kv_load(type, padded, 0, x16_set1(scale)), x16_load_n(o + d, D - d)));
+    }
+    *sum = *sum + e[p];
+  }
+}
+
+/* Keys of a chunk that the row of query h sees: 0 where the chunk lies behind them. */
+DUET_INLINE uint32_t chunk_keys(const duet_attention_args *a, uint32_t h, uint32_t first) {
+  const uint32_t keys = a->key_count + h / a->query_head_count;
+  return keys <= first ? 0 : keys - first < DUET_ATTN_CHUNK ? keys - first : DUET_ATTN_CHUNK;
+}
+
+/* l and o of H queries over a chunk. */
+DUET_INLINE void value_group(const uint32_t type, const uint32_t H, const duet_attention_args *a, uint32_t h, uint32_t first,
+                             const float *scores, float *o, float *sums) {
+  const uint32_t common = chunk_keys(a, h, first);
+  value_heads(type, H, a, h, first, common, scores, o, sums);
+  for (uint32_t i = h; i < h + H; i++) {
+    add_last_keys(type, a, first, common, chunk_keys(a, i, first), scores + (size_t)i * DUET_ATTN_CHUNK, o + (size_t)i * a->head_dim, sums + i);
+  }
+}
+
+DUET_INLINE void attention_of_type(const uint32_t type, const duet_attention_args *a) {
+  const uint32_t D = a->head_dim;
+  const uint32_t H = a->row_count * a->query_head_count;
+  const size_t row_floats = (size_t)a->query_head_count * D;
   float *scores = a->scratch;                          /* [H][256] */
   float *o = scores + (size_t)H * DUET_ATTN_CHUNK;     /* [H][D]: of the chunks so far */
   float *chunk_o = o + (size_t)H * D;                  /* [H][D] */
-  float *max = chunk_o + (size_t)H * D;                /* [H] each: max, sum, and the chunk's */
+  float *rows = chunk_o + (size_t)H * D;               /* [H][D]: the queries, where rows lie apart */
+  float *max = rows + (size_t)H * D;                   /* [H] each: max, sum, and the chunk's */
   float *sum = max + H;
   float *chunk_max = sum + H;
   float *chunk_sum = chunk_max + H;
-  for (uint32_t first = 0; first < a->key_count; first += DUET_ATTN_CHUNK) {
-    const uint32_t count = a->key_count - first < DUET_ATTN_CHUNK ? a->key_count - first : DUET_ATTN_CHUNK;
-    const uint32_t blocks = (count + 31) / 32;
+  const float *q = a->row_count == 1 ? a->q : rows;
+  if (a->row_count > 1) {
+    for (uint32_t r = 0; r < a->row_count; r++) memcpy(rows + r * row_floats, a->q + r * a->q_stride, row_floats * sizeof *rows);
+  }
+  for (uint32_t first = 0; first < a->key_count + a->row_count - 1; first += DUET_ATTN_CHUNK) {
+    const uint32_t blocks = (chunk_keys(a, H - 1, first) + 31) / 32;
     const int is_first = first == 0;
     float *into = is_first ? o : chunk_o;
     uint32_t h = 0;
-#if DUET_SCORE_CHAINS >= 4
-    for (; h + 4 <= H; h += 4) score_heads(type, 4, a, h, first / 32, blocks, scores);
+#if DUET_SCORE_CHAINS >= 8
+    for (; h + 8 <= H; h += 8) score_heads(type, 8, a, q, h, first / 32, blocks, scores);
 #endif
-    for (; h + 2 <= H; h += 2) score_heads(type, 2, a, h, first / 32, blocks, scores);
-    for (; h < H; h++) score_heads(type, 1, a, h, first / 32, blocks, scores);
+#if DUET_SCORE_CHAINS >= 4
+    for (; h + 4 <= H; h += 4) score_heads(type, 4, a, q, h, first / 32, blocks, scores);
+#endif
+    for (; h + 2 <= H; h += 2) score_heads(type, 2, a, q, h, first / 32, blocks, scores);
+    for (; h < H; h++) score_heads(type, 1, a, q, h, first / 32, blocks, scores);
     for (h = 0; h < H; h++) {
-      (is_first ? max : chunk_max)[h] = soften_chunk(scores + (size_t)h * DUET_ATTN_CHUNK, count);
+      const uint32_t count = chunk_keys(a, h, first);
+      if (count > 0) (is_first ? max : chunk_max)[h] = soften_chunk(scores + (size_t)h * DUET_ATTN_CHUNK, count);
     }
     float *sums = is_first ? sum : chunk_sum;
     h = 0;
 #if DUET_VALUE_CHAINS >= 16
-    for (; h + 4 <= H; h += 4) value_heads(type, 4, a, h, first, count, scores, into, sums);
+    if (D <= 32) {
+      for (; h + 8 <= H; h += 8) value_group(type, 8, a, h, first, scores, into, sums);
+    }
+    for (; h + 4 <= H; h += 4) value_group(type, 4, a, h, first, scores, into, sums);
 #endif
-    for (; h + 2 <= H; h += 2) value_heads(type, 2, a, h, first, count, scores, into, sums);
-    for (; h < H; h++) value_heads(type, 1, a, h, first, count, scores, into, sums);
+    for (; h + 2 <= H; h += 2) value_group(type, 2, a, h, first, scores, into, sums);
+    for (; h < H; h++) value_group(type, 1, a, h, first, scores, into, sums);
     for (h = 0; !is_first && h < H; h++) {
+      if (chunk_keys(a, h, first) == 0) continue;
       merge_chunk(D, max + h, sum + h, o + (size_t)h * D, chunk_max[h], chunk_sum[h], chunk_o + (size_t)h * D);
     }
   }
   for (uint32_t h = 0; h < H; h++) {
-    for (uint32_t d = 0; d < D; d++) a->out[(size_t)h * D + d] = o[(size_t)h * D + d] / sum[h];
+    float *out = a->out + h / a->query_head_count * a->out_stride + (size_t)(h % a->query_head_count) * D;
+    for (uint32_t d = 0; d < D; d++) out[d] = o[(size_t)h * D + d] / sum[h];
   }
 }
 

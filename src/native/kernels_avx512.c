@@ -13,7 +13,7 @@
 
 typedef __m512 x16;
 
-#define DUET_SCORE_CHAINS 4
+#define DUET_SCORE_CHAINS 8
 #define DUET_VALUE_CHAINS 16
 #define DUET_FLOAT_ROWS 6
 #define DUET_ROWS_MAX 8 /* rows that share an unpacked quantBlock; 16 measured no better and makes clang spill */

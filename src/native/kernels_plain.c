@@ -280,9 +280,12 @@ static void attend_one_head(const duet_attention_args *args, const float *q, flo
 }
 
 static void plain_attention(const duet_attention_args *args) {
-  for (uint32_t head = 0; head < args->query_head_count; head++) {
-    size_t offset = (size_t)head * args->head_dim;
-    attend_one_head(args, args->q + offset, args->out + offset);
+  duet_attention_args row = *args;
+  for (uint32_t r = 0; r < args->row_count; r++, row.key_count++) {
+    for (uint32_t head = 0; head < args->query_head_count; head++) {
+      size_t offset = (size_t)head * args->head_dim;
+      attend_one_head(&row, args->q + r * args->q_stride + offset, args->out + r * args->out_stride + offset);
+    }
   }
 }
 

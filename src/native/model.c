@@ -2,10 +2,12 @@
  *
  * Memory is reserved, not touched: pages come when a row, a lane or a kvBlock first needs them. Ops are bound by program.c.
  */
+#define _GNU_SOURCE
 #include "internal.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define ROW_MAX 65536u
 #define SLOT_MAX 512u
@@ -149,7 +151,8 @@ static void set_dimensions(duet_model *model) {
   size_t attention = 0;
   for (uint32_t die = 0; die < DUET_DIE_COUNT; die++) {
     if (shape->kv_heads[die] == 0) continue;
-    size_t floats = DUET_ATTENTION_SCRATCH(shape->query_heads[die] / shape->kv_heads[die], shape->head_dim);
+    const uint32_t queries_per_kv = shape->query_heads[die] / shape->kv_heads[die];
+    size_t floats = DUET_ATTENTION_SCRATCH((size_t)queries_per_kv * duet_attention_rows(queries_per_kv), shape->head_dim);
     if (floats > attention) attention = floats;
   }
   model->work_floats = WORK_FLOATS_MIN;
@@ -180,6 +183,8 @@ static int32_t reserve(duet_model *model) {
   model->kv = duet_memory_reserve(model->kv_bytes);
   if (model->kv == NULL)
     return duet_fail(DUET_STATUS_NO_MEMORY, "no memory for a KV cache of %llu bytes", (unsigned long long)model->kv_bytes);
+  /* A KV head's rows lie in many places: 5 to 10 % faster where they share pages. A wish. */
+  (void)madvise(model->kv, model->kv_bytes, MADV_HUGEPAGE);
   return DUET_STATUS_OK;
 }
 

@@ -108,9 +108,11 @@ static size_t lay_out_attention(const duet_roof_task *task, uint8_t *memory, roo
   uint8_t *kv = cut(memory, &used, blocks * stride);
   args->block_table = (const int32_t *)(const void *)cut(memory, &used, blocks * sizeof(int32_t));
   lane->q = (float *)(void *)cut(memory, &used, task->row_count * row_floats * sizeof(float));
-  args->out = (float *)(void *)cut(memory, &used, row_floats * sizeof(float));
-  args->scratch = (float *)(void *)cut(memory, &used, DUET_ATTENTION_SCRATCH(task->query_head_count, task->head_dim) * sizeof(float));
+  const uint32_t rows_max = duet_attention_rows(task->query_head_count);
+  args->out = (float *)(void *)cut(memory, &used, rows_max * row_floats * sizeof(float));
+  args->scratch = (float *)(void *)cut(memory, &used, DUET_ATTENTION_SCRATCH(rows_max * task->query_head_count, task->head_dim) * sizeof(float));
   if (memory == NULL) return used;
+  args->q_stride = args->out_stride = row_floats;
   args->query_head_count = task->query_head_count;
   args->head_dim = task->head_dim;
   args->kv_type = task->kv_type;
@@ -219,9 +221,10 @@ static void choose_arithmetic(duet_roof *roof) {
 static void attend_pass(const duet_roof *roof, roof_lane *own) {
   const duet_roof_task *task = &roof->task;
   duet_attention_args args = own->attention;
-  const size_t row_floats = (size_t)task->query_head_count * task->head_dim;
-  for (uint32_t row = 0; row < task->row_count; row++) {
-    args.q = own->q + row * row_floats;
+  const uint32_t rows_max = duet_attention_rows(task->query_head_count);
+  for (uint32_t row = 0; row < task->row_count; row += rows_max) {
+    args.row_count = duet_min_u32(rows_max, task->row_count - row);
+    args.q = own->q + row * args.q_stride;
     args.key_count = task->key_count - task->row_count + 1 + row;
     roof->kernels->attention(&args);
   }

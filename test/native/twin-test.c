@@ -251,7 +251,9 @@ static void test_attention(void) {
   const uint32_t type = below(3);
   const uint32_t head_dim = dims[below(8)];
   const uint32_t heads = between(1, 9);
-  const uint32_t keys = key_counts[below(12)];
+  const uint32_t first_keys = key_counts[below(12)];
+  const uint32_t rows = below(2) ? 1 : between(2, DUET_ATTENTION_ROWS);
+  const uint32_t keys = first_keys + rows - 1;
   const uint32_t blocks = (keys + 31) / 32;
   const size_t half = 32 * head_dim * element_bytes[type];
   const size_t stride = 2 * half + 256 + 64 * below(3);
@@ -284,16 +286,18 @@ static void test_attention(void) {
     block_table[b] = block_table[other];
     block_table[other] = t;
   }
-  float *q = make(sizeof(float) * heads * head_dim);
-  fill_row(q, heads * head_dim);
-  float *scratch = make(sizeof(float) * DUET_ATTENTION_SCRATCH(heads, head_dim));
-  memset(scratch, 0xff, sizeof(float) * DUET_ATTENTION_SCRATCH(heads, head_dim));
-  duet_attention_args args = {.q = q, .query_head_count = heads, .head_dim = head_dim, .key_count = keys,
+  const size_t q_stride = heads * head_dim + 16 * below(3), out_stride = heads * head_dim + 16 * below(3);
+  float *q = make(sizeof(float) * rows * q_stride);
+  for (uint32_t r = 0; r < rows; r++) fill_row(q + r * q_stride, heads * head_dim);
+  float *scratch = make(sizeof(float) * DUET_ATTENTION_SCRATCH(rows * heads, head_dim));
+  memset(scratch, 0xff, sizeof(float) * DUET_ATTENTION_SCRATCH(rows * heads, head_dim));
+  duet_attention_args args = {.q = q, .q_stride = q_stride, .out_stride = out_stride, .row_count = rows,
+                              .query_head_count = heads, .head_dim = head_dim, .key_count = first_keys,
                               .kv_type = type, .block_table = block_table, .k_base = kv, .v_base = kv + half,
                               .k_scales = (const float *)(const void *)(kv + 2 * half),
                               .v_scales = (const float *)(const void *)(kv + 2 * half + 128),
                               .block_stride = stride, .scratch = scratch};
-  const size_t bytes = sizeof(float) * heads * head_dim;
+  const size_t bytes = sizeof(float) * rows * out_stride;
   uint8_t *out[2];
   for (int i = 0; i < 2; i++) {
     out[i] = make_output(bytes);
@@ -301,7 +305,7 @@ static void test_attention(void) {
     (i ? fast : plain)->attention(&args);
   }
   char shape[96];
-  snprintf(shape, sizeof shape, "kv type %u heads %u head_dim %u keys %u", type, heads, head_dim, keys);
+  snprintf(shape, sizeof shape, "kv type %u rows %u heads %u head_dim %u keys %u", type, rows, heads, head_dim, first_keys);
   compare(ATTENTION, out[0], out[1], bytes, shape);
   free(kv);
   free(q);
