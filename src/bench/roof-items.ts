@@ -152,7 +152,7 @@ export function roofItems(options: RoofOptions, isas: readonly IsaName[]): RoofI
     ...counts.flatMap((count) => readItems(options, count)),
     ...(counts.length > 1 ? peakItems(isa, 1) : []),
     ...peaks,
-    { ...sync, id: "barrier", what: "one phase of all lanes with nothing to do", task: { kind: "barrier" } },
+    { ...sync, id: "barrier", what: "one phase that reaches every lane", task: { kind: "barrier" } },
     { ...sync, id: "hand-off", what: "from the caller to all lanes and back", task: { kind: "handOff" } },
     ...matmulItems(options),
     ...streamingItems(options),

@@ -297,7 +297,7 @@ typedef enum duet_roof_kind {
   DUET_ROOF_KIND_READ = 0,        /* `bytes` of each lane, from memory of its own or from the mapped slab */
   DUET_ROOF_KIND_INTEGER_DOT = 1, /* the instruction set's int8 multiply-add, from registers */
   DUET_ROOF_KIND_FLOAT_FMA = 2,   /* the float32 fma, from registers */
-  DUET_ROOF_KIND_BARRIER = 3,     /* one phase with an item for every lane and nothing in it */
+  DUET_ROOF_KIND_BARRIER = 3,     /* one phase that every lane takes an item of */
   DUET_ROOF_KIND_HAND_OFF = 4,    /* from the caller to all lanes and back, with nothing to do */
   DUET_ROOF_KIND_MATMUL = 5,      /* the kernel over `bytes` of each lane's weights */
   DUET_ROOF_KIND_ATTENTION = 6    /* the kernel for one KV head; the last of row_count rows sees key_count keys */

@@ -21,6 +21,7 @@
 #define INVALID(...) return duet_fail(DUET_STATUS_INVALID, __VA_ARGS__)
 #define DIMENSION_MAX (1u << 20)
 #define PHASES_MAX 4096u
+#define SPINS_MAX 4096u
 
 _Static_assert(sizeof(duet_roof_task) == 56, "size of duet_roof_task");
 _Static_assert(sizeof(duet_roof_result) == 24, "size of duet_roof_result");
@@ -51,6 +52,7 @@ struct duet_roof {
   uint64_t end_ns;
   _Atomic uint32_t ready_count;   /* lanes */
   _Atomic uint32_t done_count;
+  _Atomic uint64_t items_begun;
 };
 
 static uint64_t monotonic_ns(void) {
@@ -264,20 +266,27 @@ static void run_lane(void *context, duet_lane *lane) {
   if (lane->index == 0) roof->end_ns = monotonic_ns();
 }
 
-/* A step of phases that have an item for every lane, and nothing in it. */
-static uint32_t count_nothing(void *context, uint32_t phase, uint32_t stream) {
+/* Steps of phases that have an item for every lane. Of kind BARRIER, an item is over when every lane has begun one, so that a phase
+ * takes what it takes to reach all lanes and come back. */
+static uint32_t count_lanes(void *context, uint32_t phase, uint32_t stream) {
   const duet_roof *roof = context;
   (void)phase;
   return (roof->lane_count + 1 - stream) / 2;
 }
 
-static void do_nothing(void *context, uint32_t phase, uint32_t stream, uint32_t begin, uint32_t end, duet_lane *lane) {
-  (void)context;
+static void wait_for_lanes(void *context, uint32_t phase, uint32_t stream, uint32_t begin, uint32_t end, duet_lane *lane) {
+  duet_roof *roof = context;
   (void)phase;
   (void)stream;
   (void)begin;
   (void)end;
   (void)lane;
+  if (roof->task.kind != DUET_ROOF_KIND_BARRIER) return;
+  const uint64_t begun = atomic_fetch_add_explicit(&roof->items_begun, 1, memory_order_acq_rel);
+  const uint64_t all = (begun / roof->lane_count + 1) * roof->lane_count;
+  for (uint32_t spins = 0; atomic_load_explicit(&roof->items_begun, memory_order_acquire) < all; spins++) {
+    if (spins > SPINS_MAX) sched_yield();
+  }
 }
 
 static int always(void *context) {
@@ -287,7 +296,7 @@ static int always(void *context) {
 
 static void run_phases(duet_roof *roof, uint32_t phase_count) {
   static const uint8_t joins[PHASES_MAX] = {[0 ... PHASES_MAX - 1] = 1};
-  const duet_phases phases = {phase_count, joins, roof, count_nothing, do_nothing, always};
+  const duet_phases phases = {phase_count, joins, roof, count_lanes, wait_for_lanes, always};
   duet_device_run(roof->device, &phases);
 }
 
