@@ -10,7 +10,7 @@ import { MIB } from "../base/units.ts";
 import { alignmentOf, expectedTensors } from "./expected-tensors.ts";
 import { type OpenFile, openRegularFile, readAt } from "./files.ts";
 import { type Container, CONTAINER_MAGIC, CONTAINER_VERSION, type ContainerHeader, PREAMBLE_BYTES } from "./header.ts";
-import { decodePlainMsgpack, MsgpackError } from "./plain-msgpack.ts";
+import { decodePlainMsgpack, MsgpackError } from "../base/plain-msgpack.ts";
 import { parseModelShape } from "./shape.ts";
 import { dieSplitSchema, splitProblem } from "./split.ts";
 import { QUANT_TYPES, type TensorEntry } from "./tensor.ts";
