@@ -17,7 +17,7 @@ export interface DeviceOptions {
 }
 
 const FALLBACK_WARNING =
-  "the native kernels are not built, so the plain TypeScript device runs, hundreds of times slower: " +
+  "the native kernels are not built, so the plain TypeScript device runs, tens of times slower: " +
   "install a C compiler (apt-get install gcc libc6-dev, or clang) and start again with `npm start`";
 
 /** Opens a device; each kind's code loads only when it is wanted. DuetError as the devices throw them. */
